@@ -1,0 +1,100 @@
+/* All that depends on the architecture: where sys_exit finds a call's number and arguments, and the call numbers.
+ *
+ * At sys_exit the argument registers still hold what the caller passed (the kernel restores or never touches them), so
+ * sys_enter needs no program. What lies side by side in pt_regs is read at once.
+ */
+#ifndef NETPROFILER_ARCH_H
+#define NETPROFILER_ARCH_H
+
+#define __always_inline inline __attribute__((always_inline))
+
+/* The compiler knows some bounds that the verifier does not, and leaves our checks out: not behind this. */
+#define KEEP_CHECK(value) asm volatile("" : "+r"(value))
+
+#if defined(__x86_64__)
+
+/* arch/x86: struct pt_regs ... r10 at 56 ... dx, si, di, orig_ax at 96, 104, 112, 120. */
+#define REGISTERS_OFFSET 96
+#define FOURTH_ARGUMENT_OFFSET 56
+struct call_registers {
+	u64 third;
+	u64 second;
+	u64 first;
+	u64 number;
+};
+
+#define CALL_READ 0
+#define CALL_WRITE 1
+#define CALL_READV 19
+#define CALL_WRITEV 20
+#define CALL_SENDFILE 40
+#define CALL_CONNECT 42
+#define CALL_ACCEPT 43
+#define CALL_SENDTO 44
+#define CALL_RECVFROM 45
+#define CALL_SENDMSG 46
+#define CALL_RECVMSG 47
+#define CALL_SHUTDOWN 48
+#define CALL_SPLICE 275
+#define CALL_ACCEPT4 288
+#define CALL_RECVMMSG 299
+#define CALL_SENDMMSG 307
+#define CALL_PREADV2 327
+#define CALL_PWRITEV2 328
+
+#elif defined(__aarch64__)
+
+/* arch/arm64: regs[0] holds the result by now, so the first argument is orig_x0; syscallno follows it.
+ * user_pt_regs is 272 bytes (x0..x30, sp, pc, pstate), then orig_x0 and syscallno. */
+#define ARGUMENTS_IN_TWO_PARTS 1
+#define REGISTERS_OFFSET 8 /* x1, x2 */
+#define FIRST_ARGUMENT_OFFSET 272
+#define FOURTH_ARGUMENT_OFFSET 24
+struct call_registers {
+	u64 second;
+	u64 third;
+	u64 first;
+	u64 number; /* s32 syscallno and padding */
+};
+
+#define CALL_ACCEPT 202
+#define CALL_CONNECT 203
+#define CALL_SENDTO 206
+#define CALL_RECVFROM 207
+#define CALL_SHUTDOWN 210
+#define CALL_SENDMSG 211
+#define CALL_RECVMSG 212
+#define CALL_ACCEPT4 242
+#define CALL_RECVMMSG 243
+#define CALL_SENDMMSG 269
+#define CALL_READ 63
+#define CALL_WRITE 64
+#define CALL_READV 65
+#define CALL_WRITEV 66
+#define CALL_SENDFILE 71
+#define CALL_SPLICE 76
+#define CALL_PREADV2 286
+#define CALL_PWRITEV2 287
+
+#else
+#error "netprofiler knows x86-64 and arm64"
+#endif
+
+static __always_inline void read_call_registers(struct call_registers *call, const void *registers) {
+#ifdef ARGUMENTS_IN_TWO_PARTS
+	bpf_probe_read_kernel(&call->second, 16, registers + REGISTERS_OFFSET);
+	bpf_probe_read_kernel(&call->first, 16, registers + FIRST_ARGUMENT_OFFSET);
+	call->number = (u32)call->number;
+#else
+	bpf_probe_read_kernel(call, sizeof(*call), registers + REGISTERS_OFFSET);
+#endif
+}
+
+static __always_inline u64 read_fourth_argument(const void *registers) {
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), registers + FOURTH_ARGUMENT_OFFSET);
+	return value;
+}
+
+#endif

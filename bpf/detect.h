@@ -1,0 +1,59 @@
+/* What do the first bytes speak? Decided here, so that what is not HTTP is never copied.
+ *
+ * Loose on purpose (a method is up to 15 capitals and dashes before " /", " *" or " http"): the user side is strict, and
+ * tells us to ignore what it finds not to be HTTP. Strictness here would lose WebDAV's and private methods.
+ */
+#ifndef NETPROFILER_DETECT_H
+#define NETPROFILER_DETECT_H
+
+#define LOOKS_OTHER 0
+#define LOOKS_SHORT 1 /* so far it could be HTTP/1: more bytes will tell */
+#define LOOKS_HTTP1 2
+#define LOOKS_HTTP2 3
+#define LOOKS_TLS 4
+
+static __always_inline int looks_like(const u8 *text, u32 length) {
+	u32 i;
+
+	if (length >= 3 && text[0] == 0x16 && text[1] == 3 && text[2] <= 4)
+		return LOOKS_TLS;
+	if (text[0] == 'H' && length >= 2 && text[1] == 'T') {
+		const char version[] = "HTTP/1.";
+
+#pragma unroll
+		for (i = 0; i < 7; i++) {
+			if (i >= length)
+				return LOOKS_SHORT;
+			if (text[i] != version[i])
+				return LOOKS_OTHER;
+		}
+		return LOOKS_HTTP1;
+	}
+#pragma unroll
+	for (i = 0; i < PREFIX_BYTES; i++) {
+		u8 c;
+
+		if (i >= length)
+			return LOOKS_SHORT;
+		c = text[i];
+		if ((c >= 'A' && c <= 'Z') || (c == '-' && i > 0))
+			continue;
+		if (c != ' ' || i < 3)
+			return LOOKS_OTHER;
+		if (i == 7 && text[0] == 'C' && text[1] == 'O' && text[2] == 'N' && text[6] == 'T')
+			return LOOKS_HTTP1; /* CONNECT host:port */
+		if (i == PREFIX_BYTES - 1)
+			return LOOKS_OTHER;
+		if (i + 1 >= length)
+			return LOOKS_SHORT;
+		c = text[i + 1];
+		if (c == '*' && i == 3 && text[0] == 'P' && text[1] == 'R' && text[2] == 'I')
+			return LOOKS_HTTP2; /* the preface */
+		if (c == '/' || c == '*' || c == 'h' || c == 'H')
+			return LOOKS_HTTP1;
+		return LOOKS_OTHER;
+	}
+	return LOOKS_OTHER;
+}
+
+#endif

@@ -1,0 +1,122 @@
+/* The ABI between the kernel side and the user side: what a raw record looks like.
+ *
+ * netprofiler/wire.py is the only mirror of this file; tests/unit/test_wire.py compiles it and compares every offset.
+ * Rules: fixed-width members, padding written out, 8-byte alignment, little surprise. Any change raises ABI_VERSION.
+ * Times are CLOCK_MONOTONIC nanoseconds. Ports are in host order, addresses in network order, 16 bytes each
+ * (IPv4 as IPv4-mapped IPv6).
+ */
+#ifndef NETPROFILER_EVENTS_H
+#define NETPROFILER_EVENTS_H
+
+#define ABI_VERSION 1
+
+/* record_header.kind; from RECORD_USER on they are made by the user side and never come from the kernel. */
+#define RECORD_OPENED 1
+#define RECORD_DATA 2
+#define RECORD_CLOSED 3
+#define RECORD_PROCESS 4
+#define RECORD_USER 128
+
+#define DIRECTION_SEND 0
+#define DIRECTION_RECV 1
+#define DIRECTION_BOTH 2
+
+/* data_record.flags */
+#define DATA_FIRST 1     /* the first record of its system call */
+#define DATA_FILE 2      /* the payload is a file_source, not bytes of the stream */
+
+/* data_record.reason: why `captured` is less than `length` */
+#define REASON_NONE 0
+#define REASON_OVER_LIMIT 1  /* more than is copied of one call, or in a part that the user side said to skip */
+#define REASON_SENDFILE 2
+#define REASON_SPLICE 3
+#define REASON_UNREADABLE 4  /* the memory could not be read, or the call discarded the data (MSG_TRUNC) */
+
+#define ROLE_UNKNOWN 0
+#define ROLE_CLIENT 1
+#define ROLE_SERVER 2
+
+#define FAMILY_UNIX 1
+#define FAMILY_IPV4 2
+#define FAMILY_IPV6 10
+
+#define UNIX_PATH_BYTES 108
+#define COMM_BYTES 16
+#define ARGUMENTS_BYTES 4096
+#define FILE_NAME_BYTES 64
+#define FILE_NAMES 12
+
+/* Once a connection, before its first data_record; again when another process takes it over. */
+struct opened_record {
+	unsigned char kind;
+	unsigned char family;
+	unsigned char role;
+	unsigned char fresh; /* seen from its first byte on */
+	unsigned int pid;
+	unsigned long long time_ns;
+	unsigned long long socket; /* inode of the socket */
+	unsigned int network_namespace;
+	unsigned short local_port;
+	unsigned short remote_port;
+	unsigned char local_address[16];
+	unsigned char remote_address[16];
+	unsigned int send_position; /* of the first byte of each direction that is worth waiting for */
+	unsigned int recv_position;
+	unsigned int counted;     /* positions are a count of ours, not TCP sequence numbers */
+	unsigned int path_length; /* UNIX: bytes of path used; an abstract name begins with 0 */
+	unsigned char path[UNIX_PATH_BYTES];
+	unsigned int reserved;
+};
+
+/* One piece of one system call; `captured` payload bytes follow. */
+struct data_record {
+	unsigned char kind;
+	unsigned char direction;
+	unsigned char flags;
+	unsigned char reason;
+	unsigned int captured; /* payload bytes that follow */
+	unsigned long long time_ns;
+	unsigned long long socket;
+	unsigned int pid;
+	unsigned int tid;
+	unsigned int position; /* of the first byte: TCP sequence number, or a count of our own (UNIX) */
+	unsigned int length;   /* bytes of the stream that this stands for */
+};
+
+/* A direction has ended at `position`: shutdown, close, or the end of the stream was read. */
+struct closed_record {
+	unsigned char kind;
+	unsigned char direction;
+	unsigned char gone; /* the socket itself is gone */
+	unsigned char reserved;
+	unsigned int position;
+	unsigned long long time_ns;
+	unsigned long long socket;
+};
+
+/* Once a process (and again after exec), before its first data_record. `arguments_length` bytes follow. */
+struct process_record {
+	unsigned char kind;
+	unsigned char reserved[3];
+	unsigned int pid;
+	unsigned long long time_ns;
+	unsigned long long start_ns; /* boot time clock */
+	unsigned int user;
+	unsigned int arguments_length; /* NUL-separated, as /proc/PID/cmdline */
+	unsigned char comm[COMM_BYTES];
+};
+
+/* Payload of a data_record with DATA_FILE: which part of which file went out by sendfile. The names are those of the
+ * file and its parents, innermost first, as far as they were read. */
+struct file_source {
+	unsigned char magic[8]; /* "npfile\x01\x02" */
+	unsigned long long offset;
+	unsigned long long inode;
+	unsigned int device; /* the kernel's dev_t */
+	unsigned int descriptor;
+	unsigned int pid; /* as the agent sees it */
+	unsigned int names; /* entries used in name */
+	unsigned char name[FILE_NAMES][FILE_NAME_BYTES];
+};
+
+#endif

@@ -1,0 +1,1 @@
+/* helpers.h includes it for packet filters, which are not loaded here. */

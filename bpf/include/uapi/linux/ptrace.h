@@ -1,0 +1,2 @@
+/* As linux/ptrace.h: BCC programs include this spelling. */
+#include <asm/ptrace.h>

@@ -1,0 +1,180 @@
+/* From a file descriptor to its socket: identity, family, ports, addresses, positions.
+ *
+ * Nothing here needs connect or accept to have been seen: it is all read from the kernel's own structures, whose offsets
+ * are -D'd from BTF at start (netprofiler/sources/btf.py: OFFSET_<struct>__<member>).
+ */
+#ifndef NETPROFILER_SOCKET_H
+#define NETPROFILER_SOCKET_H
+
+#define S_IFMT 00170000
+#define S_IFSOCK 0140000
+#define SOCK_STREAM 1
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262 /* a listener of Go 1.24 or newer has it by default */
+#define TCP_FIN_WAIT1 4
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+#define TCP_CLOSING 11
+#define SHUTDOWN_BOTH 3
+
+/* sock_common begins with the IPv4 addresses, the ports and the family: one read (checked against BTF at start). */
+struct socket_facts {
+	void *sk;
+	u64 inode;
+	u32 remote_address; /* network order */
+	u32 local_address;
+	u32 hash;
+	u16 remote_port;    /* network order */
+	u16 local_port;     /* host order */
+	u16 family;
+	u8 state;
+	u8 tcp; /* positions are TCP sequence numbers; 0: UNIX or MPTCP, where we count */
+};
+
+static __always_inline void *read_pointer(const void *at) {
+	void *value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+static __always_inline u32 read_u32(const void *at) {
+	u32 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+static __always_inline u64 read_u64(const void *at) {
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+static __always_inline void *find_file(u32 descriptor) {
+	void *task = (void *)bpf_get_current_task();
+	void *files = read_pointer(task + OFFSET_task_struct__files);
+	void *table = read_pointer(files + OFFSET_files_struct__fdt);
+	void *array;
+
+	if (descriptor >= read_u32(table + OFFSET_fdtable__max_fds))
+		return 0;
+	array = read_pointer(table + OFFSET_fdtable__fd);
+	return read_pointer(array + (u64)descriptor * 8);
+}
+
+/* The facts of a sock: 0 when it is no stream of a family that we know. */
+static __always_inline int read_sock(struct socket_facts *facts, void *sk) {
+	facts->sk = sk;
+	bpf_probe_read_kernel(&facts->remote_address, 20, sk);
+	if (facts->family == AF_UNIX)
+		return 1;
+	if (facts->family != AF_INET && facts->family != AF_INET6)
+		return 0;
+	return 1;
+}
+
+/* The stream socket behind a descriptor; 0 when it is none (a file, a pipe, UDP, netlink). */
+static __always_inline int find_socket(struct socket_facts *facts, u32 descriptor) {
+	void *file = find_file(descriptor);
+	void *inode, *socket;
+	u16 type = 0, protocol = 0, mode = 0;
+
+	if (!file)
+		return 0;
+	inode = read_pointer(file + OFFSET_file__f_inode);
+	bpf_probe_read_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = read_pointer(file + OFFSET_file__private_data);
+	bpf_probe_read_kernel(&type, sizeof(type), socket + OFFSET_socket__type);
+	if (type != SOCK_STREAM)
+		return 0;
+	if (!read_sock(facts, read_pointer(socket + OFFSET_socket__sk)))
+		return 0;
+	facts->tcp = 0;
+	if (facts->family != AF_UNIX) {
+		bpf_probe_read_kernel(&protocol, sizeof(protocol), facts->sk + OFFSET_sock__sk_protocol);
+		if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+			return 0;
+		facts->tcp = protocol == IPPROTO_TCP;
+	}
+	facts->inode = read_u64(inode + OFFSET_inode__i_ino);
+	return facts->inode != 0;
+}
+
+/* The inode of a sock that is still attached to its socket; 0 when it is not. */
+static __always_inline u64 inode_of_sock(const void *sk) {
+	void *socket = read_pointer(sk + OFFSET_sock__sk_socket);
+
+	if (!socket)
+		return 0;
+	return read_u64(socket + OFFSET_socket_alloc__vfs_inode + OFFSET_inode__i_ino);
+}
+
+/* TCP: sequence number after the last byte that this call sent or received. */
+static __always_inline u32 position_after(const struct socket_facts *facts, u8 direction) {
+	u32 position;
+
+	if (direction == DIRECTION_SEND)
+		return read_u32(facts->sk + OFFSET_tcp_sock__write_seq);
+	position = read_u32(facts->sk + OFFSET_tcp_sock__copied_seq);
+	/* A receive that meets the FIN has counted it (net/ipv4/tcp.c: found_fin_ok). */
+	if ((facts->state == TCP_CLOSE_WAIT || facts->state == TCP_LAST_ACK || facts->state == TCP_CLOSING ||
+	     facts->state == TCP_CLOSE) &&
+	    position == read_u32(facts->sk + OFFSET_tcp_sock__rcv_nxt))
+		position--;
+	return position;
+}
+
+static __always_inline void map_ipv4(u8 *address, u32 ipv4) {
+	__builtin_memset(address, 0, 10);
+	address[10] = 0xff;
+	address[11] = 0xff;
+	__builtin_memcpy(address + 12, &ipv4, 4);
+}
+
+/* Everything about the connection into the record. The UNIX path is the listener's: our own name or our peer's. */
+static __always_inline void describe(struct opened_record *record, const struct socket_facts *facts) {
+	u32 length = 0;
+	void *address, *net;
+
+	record->family = facts->family;
+	record->local_port = facts->local_port;
+	record->remote_port = __builtin_bswap16(facts->remote_port);
+	net = read_pointer(facts->sk + OFFSET_sock_common__skc_net);
+	record->network_namespace = read_u32(net + OFFSET_net__ns + OFFSET_ns_common__inum);
+	record->path_length = 0;
+	if (facts->family == AF_INET) {
+		map_ipv4(record->local_address, facts->local_address);
+		map_ipv4(record->remote_address, facts->remote_address);
+	} else if (facts->family == AF_INET6) {
+		bpf_probe_read_kernel(record->local_address, 16, facts->sk + OFFSET_sock_common__skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(record->remote_address, 16, facts->sk + OFFSET_sock_common__skc_v6_daddr);
+	} else {
+		record->local_port = 0;
+		record->remote_port = 0;
+		address = read_pointer(facts->sk + OFFSET_unix_sock__addr);
+		if (!address) {
+			void *peer = read_pointer(facts->sk + OFFSET_unix_sock__peer);
+
+			if (peer)
+				address = read_pointer(peer + OFFSET_unix_sock__addr);
+		}
+		if (address) {
+			length = read_u32(address + OFFSET_unix_address__len);
+			if (length > 2 && length <= 2 + UNIX_PATH_BYTES) {
+				record->path_length = length - 2; /* behind sun_family */
+				bpf_probe_read_kernel(record->path, UNIX_PATH_BYTES,
+						      address + OFFSET_unix_address__name + 2);
+			}
+		}
+	}
+}
+
+#endif

@@ -1,0 +1,780 @@
+/* Socket system calls, seen at sys_exit alone: what was sent or received, by whom, at which position of the stream.
+ *
+ * The way of a call: number -> shape of its arguments -> socket -> filters -> verdict of the connection -> copy.
+ * Whoever leaves early has filled a row of the ledger, once a stream socket and a count of bytes are known.
+ */
+#ifndef NETPROFILER_SYSCALLS_H
+#define NETPROFILER_SYSCALLS_H
+
+#define MSG_PEEK 0x02
+#define MSG_TRUNC 0x20
+#define MSG_ERRQUEUE 0x2000
+#define EINPROGRESS 115
+
+struct user_vector {
+	u64 base;
+	u64 length;
+};
+
+/* struct user_msghdr from msg_iov on. */
+#define MESSAGE_VECTORS 16
+#define MESSAGE_BYTES 64 /* struct mmsghdr: user_msghdr (56), msg_len, padding */
+#define MESSAGE_LENGTH 56
+
+/* --- processes -------------------------------------------------------------------------------------------------- */
+
+static __always_inline int passes(u32 flags_seen, u32 includes) {
+	if (flags_seen & FILTER_EXCLUDE)
+		return 0;
+	return !includes || (flags_seen & FILTER_INCLUDE);
+}
+
+static __always_inline int process_watched(void *task, u32 pid) {
+	void *leader __attribute__((unused)) = read_pointer(task + OFFSET_task_struct__group_leader);
+	int watched = 1;
+
+#ifdef FILTER_PID
+	{
+		u32 *flags = watched_pids.lookup(&pid);
+
+		watched = watched && passes(flags ? *flags : 0, FILTER_PID & FILTER_INCLUDE);
+	}
+#endif
+#ifdef FILTER_COMM
+	{
+		u64 name[2] = {};
+		u32 seen = 0, i;
+
+		bpf_probe_read_kernel(name, sizeof(name), leader + OFFSET_task_struct__comm);
+#pragma unroll
+		for (i = 0; i < FILTER_COMM_COUNT; i++) {
+			u32 index = i;
+			struct comm_filter *filter = watched_comms.lookup(&index);
+
+			if (filter && filter->name[0] == name[0] && filter->name[1] == name[1])
+				seen |= filter->flags;
+		}
+		watched = watched && passes(seen, FILTER_COMM & FILTER_INCLUDE);
+	}
+#endif
+#ifdef FILTER_EXECUTABLE
+	{
+		void *mm = read_pointer(task + OFFSET_task_struct__mm);
+		void *file = read_pointer(mm + OFFSET_mm_struct__exe_file);
+		void *inode = read_pointer(file + OFFSET_file__f_inode);
+		void *super = read_pointer(inode + OFFSET_inode__i_sb);
+		u64 number = read_u64(inode + OFFSET_inode__i_ino);
+		u32 device = read_u32(super + OFFSET_super_block__s_dev);
+		u32 seen = 0, i;
+
+#pragma unroll
+		for (i = 0; i < FILTERS_MAX; i++) {
+			u32 index = i;
+			struct executable_filter *filter = watched_executables.lookup(&index);
+
+			if (filter && filter->inode == number && filter->device == device)
+				seen |= filter->flags;
+		}
+		watched = watched && passes(seen, FILTER_EXECUTABLE & FILTER_INCLUDE);
+	}
+#endif
+	return watched;
+}
+
+/* What names this process: a pid is reused, an exec makes another program of it. */
+static __always_inline u64 process_token(void *task) {
+	void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
+
+	return read_u64(leader + OFFSET_task_struct__start_boottime) ^
+	       (u64)read_pointer(task + OFFSET_task_struct__mm);
+}
+
+#define RECHECK_NS 1000000000ULL /* comm may change, and an executable may be replaced, without an exec */
+
+static __always_inline struct process *find_process(u32 pid, u64 now) {
+	void *task = (void *)bpf_get_current_task();
+	struct process *process = processes.lookup(&pid);
+	u64 token = process_token(task);
+	struct process fresh = {};
+
+	if (process && process->token == token) {
+#if defined(FILTER_COMM) || defined(FILTER_EXECUTABLE)
+		if (now - process->checked_ns > RECHECK_NS) {
+			process->watched = process_watched(task, pid);
+			process->checked_ns = now;
+		}
+#endif
+		return process;
+	}
+	fresh.token = token;
+	fresh.checked_ns = now;
+	fresh.watched = process_watched(task, pid);
+	processes.update(&pid, &fresh);
+	return processes.lookup(&pid);
+}
+
+/* --- sending up -------------------------------------------------------------------------------------------------- */
+
+/* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
+static __always_inline int announce(struct workspace *w, struct ledger *ledger, struct connection *connection,
+				    const struct socket_facts *facts) {
+	struct opened_record *opened = (struct opened_record *)w->payload;
+	struct process *process = find_process(w->call.pid, w->call.time_ns);
+
+	if (process && !process->announced) {
+		struct process_record *record = (struct process_record *)w->payload;
+		void *task = (void *)bpf_get_current_task();
+		void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
+		void *mm = read_pointer(task + OFFSET_task_struct__mm);
+		u64 start = read_u64(mm + OFFSET_mm_struct__arg_start);
+		u64 length = read_u64(mm + OFFSET_mm_struct__arg_end) - start;
+
+		__builtin_memset(record, 0, sizeof(*record));
+		record->kind = RECORD_PROCESS;
+		record->pid = w->call.pid;
+		record->time_ns = w->call.time_ns;
+		record->start_ns = read_u64(leader + OFFSET_task_struct__start_boottime);
+		record->user = bpf_get_current_uid_gid();
+		bpf_probe_read_kernel(record->comm, COMM_BYTES, leader + OFFSET_task_struct__comm);
+		KEEP_CHECK(length);
+		if (length > ARGUMENTS_BYTES)
+			length = ARGUMENTS_BYTES;
+		if (bpf_probe_read_user(w->payload + sizeof(*record), length, (void *)start))
+			length = 0;
+		record->arguments_length = length;
+		if (send_up(ledger, record, sizeof(*record) + length)) {
+			ledger->announcements_lost++;
+			return 0;
+		}
+		process->announced = 1;
+	}
+	__builtin_memset(opened, 0, sizeof(*opened));
+	opened->kind = RECORD_OPENED;
+	opened->role = connection->role;
+	opened->fresh = connection->fresh;
+	opened->pid = w->call.pid;
+	opened->time_ns = w->call.time_ns;
+	opened->socket = w->call.socket;
+	opened->send_position = connection->base[DIRECTION_SEND];
+	opened->recv_position = connection->base[DIRECTION_RECV];
+	opened->counted = !facts->tcp;
+	describe(opened, facts);
+	if (send_up(ledger, opened, sizeof(*opened))) {
+		ledger->announcements_lost++;
+		return 0;
+	}
+	connection->owner = w->call.pid;
+	return 1;
+}
+
+/* Send `captured` payload bytes that stand for `length` bytes of the stream, and account for them. */
+static __always_inline void send_piece(struct workspace *w, struct ledger *ledger, u32 captured, u32 length, u8 reason,
+				       u8 flags) {
+	struct call *call = &w->call;
+	struct data_record *record = &w->record;
+	u64 size = captured;
+
+	KEEP_CHECK(size);
+	if (size > 2 * PIECE_BYTES)
+		return;
+	record->kind = RECORD_DATA;
+	record->direction = call->direction;
+	record->flags = flags | (call->first_sent || call->first_lost ? 0 : DATA_FIRST);
+	record->reason = reason;
+	record->captured = captured;
+	record->time_ns = call->time_ns;
+	record->socket = call->socket;
+	record->pid = call->pid;
+	record->tid = call->tid;
+	record->position = call->first_position + call->done;
+	record->length = length;
+	call->done += length;
+	if (send_up(ledger, record, sizeof(*record) + size)) {
+		account(ledger, ROW_LOST, !(call->first_sent || call->first_lost), length);
+		call->first_lost |= !call->first_sent;
+	} else {
+		account(ledger, ROW_DELIVERED, !(call->first_sent || call->first_lost), length);
+		call->first_sent |= !call->first_lost;
+	}
+}
+
+static __always_inline void flush_payload(struct workspace *w, struct ledger *ledger) {
+	u32 filled = w->call.filled;
+
+	w->call.filled = 0;
+	if (filled > 0 && filled <= 2 * PIECE_BYTES)
+		send_piece(w, ledger, filled, filled, REASON_NONE, 0);
+}
+
+/* The next segment of the call; 0 when there is none (or it cannot be read). */
+static __always_inline int next_segment(struct call *call) {
+	struct user_vector vector = {};
+
+	if (!call->segments_left) {
+		if (!call->messages_left)
+			return 0;
+		call->messages_left--;
+		/* msg_iov and msg_iovlen of the next message */
+		if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->messages + MESSAGE_VECTORS))
+			return 0;
+		call->messages += MESSAGE_BYTES;
+		call->segments = vector.base;
+		call->segments_left = vector.length;
+		call->left = 0;
+		return 1;
+	}
+	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->segments))
+		return 0;
+	call->segments_left--;
+	call->segments += sizeof(vector);
+	call->at = vector.base;
+	call->left = vector.length;
+	return 1;
+}
+
+/* Calls of many segments, or of more bytes than one piece. State is in the workspace, so that the verifier sees small
+ * loops and the program can go on by calling itself. */
+int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+	struct call *call;
+	u32 step;
+
+	if (!w || !ledger)
+		return 0;
+	call = &w->call;
+	for (step = 0; step < STEPS; step++) {
+		u64 filled = call->filled, rest, n;
+
+		rest = call->total - call->done - filled;
+		if (!rest || filled >= PIECE_BYTES)
+			break;
+		if (!call->left) {
+			if (!next_segment(call))
+				goto unreadable;
+			continue;
+		}
+		n = PIECE_BYTES;
+		if (n > rest)
+			n = rest;
+		if (n > call->left)
+			n = call->left;
+		KEEP_CHECK(n);
+		KEEP_CHECK(filled);
+		if (n > PIECE_BYTES || filled > PIECE_BYTES)
+			return 0;
+		if (bpf_probe_read_user(w->payload + filled, n, (void *)call->at))
+			goto unreadable;
+		call->at += n;
+		call->left -= n;
+		filled += n;
+		call->filled = filled;
+		if (filled >= PIECE_BYTES) {
+			flush_payload(w, ledger);
+			rest = call->total - call->done;
+			if (call->contiguous && call->done >= CALL_COPY_BYTES && rest > TAIL_BYTES) {
+				/* The end of a write holds framing: skip to it. */
+				u32 skipped = rest - TAIL_BYTES;
+
+				send_piece(w, ledger, 0, skipped, REASON_OVER_LIMIT, 0);
+				call->at += skipped;
+				call->left -= skipped;
+			}
+		}
+	}
+	if (call->done + call->filled < call->total) {
+		if (call->chain++ < CHAIN_MAX)
+			programs.call(ctx, PROGRAM_LONG_CALL);
+		flush_payload(w, ledger);
+		if (call->done < call->total)
+			send_piece(w, ledger, 0, call->total - call->done, REASON_OVER_LIMIT, 0);
+		return 0;
+	}
+	flush_payload(w, ledger);
+	return 0;
+unreadable:
+	flush_payload(w, ledger);
+	if (call->done < call->total)
+		send_piece(w, ledger, 0, call->total - call->done, REASON_UNREADABLE, 0);
+	return 0;
+}
+
+/* Which part of which file: so that the user side can read the start of it back. */
+static __always_inline void describe_file(struct workspace *w, u32 descriptor, u64 offset_pointer) {
+	struct file_source *source = (struct file_source *)w->payload;
+	void *file = find_file(descriptor);
+	void *inode = read_pointer(file + OFFSET_file__f_inode);
+	void *super = read_pointer(inode + OFFSET_inode__i_sb);
+	void *dentry = read_pointer(file + OFFSET_file__f_path + OFFSET_path__dentry);
+	u64 after = 0;
+	u32 i;
+
+	__builtin_memcpy(source->magic, "npfile\x01\x02", 8);
+	if (!offset_pointer || bpf_probe_read_user(&after, sizeof(after), (void *)offset_pointer))
+		after = read_u64(file + OFFSET_file__f_pos);
+	source->offset = after - w->call.total;
+	source->inode = read_u64(inode + OFFSET_inode__i_ino);
+	source->device = read_u32(super + OFFSET_super_block__s_dev);
+	source->descriptor = descriptor;
+	source->pid = w->call.pid;
+	source->names = 0;
+#pragma unroll
+	for (i = 0; i < FILE_NAMES; i++) {
+		void *parent = read_pointer(dentry + OFFSET_dentry__d_parent);
+		void *name = read_pointer(dentry + OFFSET_dentry__d_name + OFFSET_qstr__name);
+
+		source->name[i][0] = 0;
+		if (parent == dentry)
+			break;
+		bpf_probe_read_kernel_str(source->name[i], FILE_NAME_BYTES, name);
+		source->names = i + 1;
+		dentry = parent;
+	}
+}
+
+/* --- the verdict --------------------------------------------------------------------------------------------------- */
+
+/* Look at the first bytes of what was sent or received; may decide what the connection speaks.
+ * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
+static __always_inline int judge(struct workspace *w, struct connection *connection, u64 at, u32 available) {
+	u8 direction = w->call.direction & 1;
+	u8 *text = w->payload; /* nothing lies there yet */
+	u32 held = connection->prefix_length[direction];
+	u64 wanted = available < PREFIX_BYTES ? available : PREFIX_BYTES;
+	int looks;
+
+	if (held >= PREFIX_BYTES || connection->prefix_end[direction] != w->call.first_position)
+		held = 0;
+	__builtin_memset(text, 0, 2 * PREFIX_BYTES);
+	if (held) {
+		((u64 *)text)[0] = connection->prefix[direction][0];
+		((u64 *)text)[1] = connection->prefix[direction][1];
+	}
+	KEEP_CHECK(wanted);
+	if (wanted > PREFIX_BYTES)
+		return 0;
+	if (bpf_probe_read_user(text + (held & (PREFIX_BYTES - 1)), wanted, (void *)at))
+		return 0;
+	looks = looks_like(text, held + wanted);
+	connection->prefix_length[direction] = 0;
+	if (looks == LOOKS_HTTP1) {
+		connection->verdict = VERDICT_HTTP1;
+		return 1;
+	}
+	if (looks == LOOKS_SHORT && held + wanted < PREFIX_BYTES) {
+		connection->prefix_length[direction] = held + wanted;
+		connection->prefix_end[direction] = w->call.first_position + w->call.total;
+		connection->prefix[direction][0] = ((u64 *)text)[0];
+		connection->prefix[direction][1] = ((u64 *)text)[1];
+		return 1;
+	}
+	if (connection->fresh) {
+		if (looks == LOOKS_TLS)
+			connection->verdict = VERDICT_TLS;
+		else if (looks == LOOKS_HTTP2)
+			connection->verdict = VERDICT_HTTP2;
+		else
+			connection->verdict = VERDICT_OTHER;
+	} else if (looks == LOOKS_HTTP2) {
+		connection->verdict = VERDICT_HTTP2;
+	}
+	return 0;
+}
+
+static __always_inline u32 row_of_verdict(u8 verdict) {
+	if (verdict == VERDICT_TLS)
+		return ROW_TLS;
+	if (verdict == VERDICT_HTTP2)
+		return ROW_HTTP2;
+	return ROW_NOT_HTTP;
+}
+
+#ifdef FILTER_PORT
+static __always_inline int port_watched(const struct socket_facts *facts) {
+	u16 local = facts->local_port, remote = __builtin_bswap16(facts->remote_port);
+	u32 *flags, seen = 0;
+
+	if (facts->family != AF_UNIX) {
+		flags = watched_ports.lookup(&local);
+		if (flags)
+			seen |= *flags;
+		flags = watched_ports.lookup(&remote);
+		if (flags)
+			seen |= *flags;
+	}
+	return passes(seen, FILTER_PORT & FILTER_INCLUDE);
+}
+#endif
+
+static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 gone, u32 position) {
+	struct closed_record record = {};
+	struct ledger *ledger = find_ledger();
+
+	record.kind = RECORD_CLOSED;
+	record.direction = direction;
+	record.gone = gone;
+	record.position = position;
+	record.time_ns = now;
+	record.socket = socket;
+	if (ledger && send_up(ledger, &record, sizeof(record)))
+		ledger->announcements_lost++;
+}
+
+/* --- sys_exit ------------------------------------------------------------------------------------------------------ */
+
+/* accept and connect: from here on we know the connection from its first byte, and who is the client. */
+static __always_inline int on_new_socket(u32 descriptor, u8 role) {
+	struct socket_facts facts;
+	struct connection fresh = {};
+
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) == AGENT_PID || !find_socket(&facts, descriptor))
+		return 0;
+	fresh.role = role;
+	fresh.fresh = 1;
+	fresh.family = facts.family;
+	connections.insert(&facts.inode, &fresh);
+	return 0;
+}
+
+int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
+	long result = (long)ctx->args[1];
+	const void *registers = (const void *)ctx->args[0];
+	struct call_registers arguments = {};
+	struct socket_facts facts;
+	struct user_vector vector = {};
+	struct workspace *w;
+	struct ledger *ledger;
+	struct call *call;
+	struct connection *connection, unknown = {};
+	u32 descriptor, flags = 0, kind, segments = 0;
+	u64 at, ids;
+	u8 direction, reason = REASON_NONE;
+
+	if (result < 0 && result != -EINPROGRESS)
+		return 0;
+	read_call_registers(&arguments, registers);
+	descriptor = arguments.first;
+	at = arguments.second;
+	switch (arguments.number) {
+	case CALL_READ:
+		direction = DIRECTION_RECV, kind = KIND_BUFFER;
+		break;
+	case CALL_WRITE:
+		direction = DIRECTION_SEND, kind = KIND_BUFFER;
+		break;
+	case CALL_RECVFROM:
+		direction = DIRECTION_RECV, kind = KIND_BUFFER;
+		flags = read_fourth_argument(registers);
+		break;
+	case CALL_SENDTO:
+		direction = DIRECTION_SEND, kind = KIND_BUFFER;
+		break;
+	case CALL_READV:
+	case CALL_PREADV2:
+		direction = DIRECTION_RECV, kind = KIND_VECTOR;
+		break;
+	case CALL_WRITEV:
+	case CALL_PWRITEV2:
+		direction = DIRECTION_SEND, kind = KIND_VECTOR;
+		break;
+	case CALL_RECVMSG:
+		direction = DIRECTION_RECV, kind = KIND_MESSAGE;
+		flags = arguments.third;
+		break;
+	case CALL_SENDMSG:
+		direction = DIRECTION_SEND, kind = KIND_MESSAGE;
+		break;
+	case CALL_RECVMMSG:
+		direction = DIRECTION_RECV, kind = KIND_MESSAGES;
+		flags = read_fourth_argument(registers);
+		break;
+	case CALL_SENDMMSG:
+		direction = DIRECTION_SEND, kind = KIND_MESSAGES;
+		break;
+	case CALL_SENDFILE:
+		direction = DIRECTION_SEND, kind = KIND_NO_BYTES, reason = REASON_SENDFILE;
+		break;
+	case CALL_SPLICE:
+		direction = DIRECTION_SEND, kind = KIND_NO_BYTES, reason = REASON_SPLICE;
+		break;
+	case CALL_CONNECT:
+		return on_new_socket(descriptor, ROLE_CLIENT);
+	case CALL_ACCEPT:
+	case CALL_ACCEPT4:
+		return on_new_socket(result, ROLE_SERVER);
+	case CALL_SHUTDOWN:
+		if (!find_socket(&facts, descriptor) || facts.tcp)
+			return 0; /* TCP: on_set_state */
+		connection = connections.lookup(&facts.inode);
+		if (connection && connection->owner && at <= SHUTDOWN_BOTH - 1)
+			send_closed(facts.inode, bpf_ktime_get_ns(),
+				    at == 0   ? DIRECTION_RECV
+				    : at == 1 ? DIRECTION_SEND
+					      : DIRECTION_BOTH,
+				    0, connection->count[at == 0]);
+		return 0;
+	default:
+		return 0;
+	}
+	if (result < 0 || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
+		return 0;
+	ids = bpf_get_current_pid_tgid();
+	if ((u32)(ids >> 32) == AGENT_PID)
+		return 0;
+	if (arguments.number == CALL_SPLICE) {
+		/* splice(in, offset, out, ...): one of the two is the socket. */
+		if (find_socket(&facts, arguments.third)) {
+			descriptor = arguments.third;
+		} else {
+			direction = DIRECTION_RECV;
+			if (!find_socket(&facts, descriptor))
+				return 0;
+		}
+	} else if (!find_socket(&facts, descriptor)) {
+		return 0;
+	}
+
+	w = find_workspace();
+	ledger = find_ledger();
+	if (!w || !ledger)
+		return 0;
+	call = &w->call;
+	if (kind == KIND_MESSAGES) {
+		/* The result is a count of messages; their lengths stand behind each. */
+		u32 messages = result, i;
+
+		result = 0;
+		for (i = 0; i < 64; i++) {
+			if (i >= messages)
+				break;
+			u32 length = 0;
+
+			bpf_probe_read_user(&length, sizeof(length),
+					    (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
+			result += length;
+		}
+		call->messages_left = messages;
+	} else {
+		call->messages_left = kind == KIND_MESSAGE;
+	}
+	if (result > 0) {
+		ledger->rows[ROW_TOTAL].calls++;
+		ledger->rows[ROW_TOTAL].bytes += result;
+	}
+	call->time_ns = bpf_ktime_get_ns();
+	call->pid = ids >> 32;
+	call->tid = ids;
+
+#ifdef FILTER_PROCESS
+	{
+		struct process *process = find_process(call->pid, call->time_ns);
+
+		if (!process || !process->watched)
+			goto filtered;
+	}
+#endif
+#ifdef FILTER_PORT
+	if (!port_watched(&facts))
+		goto filtered;
+#endif
+
+	connection = connections.lookup(&facts.inode);
+	if (!connection) {
+		if (!result)
+			return 0;
+		unknown.family = facts.family;
+		connections.update(&facts.inode, &unknown);
+		connection = connections.lookup(&facts.inode);
+		if (!connection) {
+			account(ledger, ROW_LOST, 1, result);
+			return 0;
+		}
+	}
+	if (connection->verdict > VERDICT_HTTP1) {
+		if (result)
+			account(ledger, row_of_verdict(connection->verdict), 1, result);
+		return 0;
+	}
+	if (facts.tcp) {
+		call->first_position = position_after(&facts, direction) - (u32)result;
+	} else {
+		call->first_position = connection->count[direction & 1];
+		lock_xadd(&connection->count[direction & 1], (u32)result);
+	}
+	if (!result) {
+		/* End of the stream; not so when nothing was asked for. */
+		if (direction == DIRECTION_RECV && connection->owner && (kind != KIND_BUFFER || arguments.third))
+			send_closed(facts.inode, call->time_ns, DIRECTION_RECV, 0, call->first_position);
+		return 0;
+	}
+
+	/* Joined in the middle, it begins with the call that shows that it is HTTP. */
+	if (!connection->owner && (!connection->based || !connection->fresh)) {
+		connection->based = 1;
+		connection->base[direction & 1] = call->first_position;
+		connection->base[!(direction & 1)] =
+			facts.tcp ? position_after(&facts, !(direction & 1)) : connection->count[!(direction & 1)];
+	}
+
+	call->socket = facts.inode;
+	call->total = result;
+	call->done = 0;
+	call->filled = 0;
+	call->chain = 0;
+	call->direction = direction;
+	call->first_sent = 0;
+	call->first_lost = 0;
+	call->contiguous = 0;
+	call->left = 0;
+	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC))
+		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;
+
+	/* The first segment: judged by its first bytes, and in most calls the only one. */
+	call->segments_left = 0;
+	if (kind == KIND_BUFFER) {
+		vector.base = at;
+		vector.length = result;
+	} else if (kind != KIND_NO_BYTES) {
+		call->segments = at;
+		call->segments_left = arguments.third;
+		if (kind != KIND_VECTOR) {
+			call->segments_left = 0;
+			call->messages = at;
+			next_segment(call);
+		}
+#pragma unroll
+		for (segments = 0; segments < 3; segments++) {
+			if (call->left || !call->segments_left)
+				break;
+			next_segment(call);
+		}
+		vector.base = call->at;
+		vector.length = call->left;
+	}
+	if (connection->verdict == VERDICT_UNDECIDED) {
+		if (kind == KIND_NO_BYTES || !vector.length ||
+		    !judge(w, connection, vector.base, vector.length < result ? vector.length : result)) {
+			account(ledger, row_of_verdict(connection->verdict), 1, result);
+			return 0;
+		}
+	}
+
+	{
+		struct control *control = controls.lookup(&facts.inode);
+
+		if (control) {
+			if (control->flags & CONTROL_IGNORE) {
+				account(ledger, ROW_TUNNEL, 1, result);
+				return 0;
+			}
+			if (control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) {
+				u32 until = control->skip_until[direction & 1];
+
+				if ((int)(call->first_position + (u32)result - until) < 0) {
+					account(ledger, ROW_OVER_LIMIT, 1, result);
+					return 0;
+				}
+			}
+		}
+	}
+	if (connection->owner != call->pid && !announce(w, ledger, connection, &facts)) {
+		account(ledger, ROW_LOST, 1, result);
+		return 0;
+	}
+
+	if (kind == KIND_NO_BYTES) {
+		u32 captured = 0;
+
+		if (reason == REASON_SENDFILE) {
+			describe_file(w, arguments.second, arguments.third);
+			captured = sizeof(struct file_source);
+		}
+		send_piece(w, ledger, captured, result, reason, captured ? DATA_FILE : 0);
+		return 0;
+	}
+	if (vector.length >= result && result <= PIECE_BYTES) {
+		u64 length = result;
+
+		KEEP_CHECK(length);
+		if (length > PIECE_BYTES)
+			return 0;
+		if (bpf_probe_read_user(w->payload, length, (void *)vector.base))
+			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
+		else
+			send_piece(w, ledger, length, length, REASON_NONE, 0);
+		return 0;
+	}
+	call->at = vector.base;
+	call->left = vector.length;
+	call->contiguous = vector.length >= result;
+	programs.call(ctx, PROGRAM_LONG_CALL);
+	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
+	return 0;
+#if defined(FILTER_PROCESS) || defined(FILTER_PORT)
+filtered:
+	if (result)
+		account(ledger, ROW_FILTERED, 1, result);
+	return 0;
+#endif
+}
+
+/* --- the end of a TCP connection ----------------------------------------------------------------------------------- */
+
+/* sock:inet_sock_set_state(sk, old state, new state). A close leaves FIN_WAIT1 or LAST_ACK while the sock still has its
+ * socket; a reset goes to CLOSE at once. */
+int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
+	void *sk = (void *)ctx->args[0];
+	int state = ctx->args[2];
+	struct connection *connection;
+	u64 inode;
+	u8 shutdown = 0, gone;
+
+	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
+		return 0;
+	inode = inode_of_sock(sk);
+	if (!inode)
+		return 0;
+	connection = connections.lookup(&inode);
+	if (!connection)
+		return 0;
+	bpf_probe_read_kernel(&shutdown, sizeof(shutdown), sk + OFFSET_sock__sk_shutdown);
+	gone = state == TCP_CLOSE || (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
+	if (connection->owner)
+		send_closed(inode, bpf_ktime_get_ns(), gone ? DIRECTION_BOTH : DIRECTION_SEND, gone,
+			    read_u32(sk + OFFSET_tcp_sock__write_seq));
+	if (gone) {
+		connections.delete(&inode);
+		controls.delete(&inode);
+	}
+	return 0;
+}
+
+/* --- filters that follow processes ---------------------------------------------------------------------------------- */
+
+#ifdef FILTER_PID
+/* sched:sched_process_fork(parent, child): a watched process' children are watched. */
+int on_fork(struct bpf_raw_tracepoint_args *ctx) {
+	u32 parent = read_u32((void *)ctx->args[0] + OFFSET_task_struct__tgid);
+	u32 child = read_u32((void *)ctx->args[1] + OFFSET_task_struct__tgid);
+	u32 *flags = watched_pids.lookup(&parent);
+
+	if (flags && parent != child) {
+		u32 copy = *flags;
+
+		watched_pids.update(&child, &copy);
+	}
+	return 0;
+}
+
+/* sched:sched_process_exit(task): a pid may be given to another process. */
+int on_exit(struct bpf_raw_tracepoint_args *ctx) {
+	u64 ids = bpf_get_current_pid_tgid();
+	u32 pid = ids >> 32;
+
+	if (pid == (u32)ids)
+		watched_pids.delete(&pid);
+	return 0;
+}
+#endif
+
+#endif

@@ -1,0 +1,109 @@
+"""What `run` and `replay` share: which sinks a configuration asks for, the round from pipeline to sinks, the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from netprofiler.config import Config
+from netprofiler.counters import Counters, Row, make_ledger
+from netprofiler.errors import CommandError, ExitCode
+from netprofiler.exchange import Message
+from netprofiler.redaction import Redactor
+from netprofiler.sinks.base import Sink
+from netprofiler.sinks.jsonlines import JsonLines, RecordWriter
+from netprofiler.sinks.terminal import Terminal
+
+
+class Outputs:
+    """The sink of a configuration, or none; stops taking messages when `--count` is reached."""
+
+    def __init__(
+        self, config: Config, counters: Counters, wall_offset_ns: int, warn: Callable[[str], None]
+    ) -> None:
+        self._counters = counters
+        self._left = config.count
+        self._sink: Sink | None = None
+        redactor = Redactor(config.redact, enabled=not config.no_redact)
+        if config.no_redact:
+            warn("--no-redact: secrets are written as they are")
+        if config.no_output:
+            return
+        if config.output is None and sys.stdout.isatty():
+            self._sink = Terminal(sys.stdout, redactor, counters, wall_offset_ns=wall_offset_ns)
+            return
+        writer = RecordWriter(
+            redactor,
+            wall_offset_ns=wall_offset_ns,
+            body_limit=config.body_limit,
+            raw_payload=not config.no_raw_payload,
+        )
+        self._sink = JsonLines(config.output or "-", writer, counters, warn)
+
+    def set_wall_offset(self, offset_ns: int) -> None:
+        """The wall clock was set."""
+        if self._sink is not None:
+            self._sink.set_wall_offset(offset_ns)
+
+    @property
+    def done(self) -> bool:
+        return self._left == 0
+
+    def emit(self, messages: list[Message]) -> None:
+        if self._left is not None:
+            taken = messages[: self._left]
+            self._counters.not_wanted += len(messages) - len(taken)
+            self._left -= len(taken)
+            messages = taken
+        if not messages:
+            return
+        if self._sink is None:
+            self._counters.not_wanted += len(messages)
+        else:
+            self._sink.emit(messages)
+
+    def reopen(self) -> None:
+        if self._sink is not None:
+            self._sink.reopen()
+
+    def close(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+
+def check_ledger_path(config: Config) -> None:
+    """Before the work, not after it."""
+    if config.ledger is not None:
+        parent = os.path.dirname(os.path.abspath(config.ledger))
+        if os.path.isdir(config.ledger) or os.path.islink(config.ledger):
+            raise CommandError(f"--ledger {config.ledger}: is a directory or a symbolic link", ExitCode.USAGE)
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+            raise CommandError(f"--ledger {config.ledger}: {parent} is no directory to write to", ExitCode.USAGE)
+
+
+def report_ledger(
+    config: Config, counters: Counters, kernel: dict[str, Row] | None, warn: Callable[[str], None]
+) -> None:
+    """The ledger to standard error, and to its file."""
+    ledger = make_ledger(counters, kernel)
+    if config.ledger is not None:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(config.ledger, flags, 0o600), "w") as file:
+                json.dump(ledger, file, indent=1)
+                file.write("\n")
+        except OSError as error:
+            warn(f"--ledger {config.ledger}: {error.strerror}")
+    print(ledger_text(ledger), file=sys.stderr)
+
+
+def ledger_text(ledger: dict[str, object]) -> str:
+    lines = ["ledger"]
+    for unit, table in ledger.items():
+        assert isinstance(table, dict)
+        total = table["total"] if "total" in table else table["made"]
+        rows = ", ".join(f"{name} {count}" for name, count in table["rows"].items() if count)
+        lines.append(f"  {unit:8}{total:>14}  = {rows or '0'}")
+    return "\n".join(lines)

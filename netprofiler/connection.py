@@ -1,0 +1,842 @@
+"""One socket: two directions, what each is in the middle of, and how they pair.
+
+Contract: `Connection.receive` takes a piece of one direction and appends what has ended to `Shared.out`; it never
+raises. A message that begins at the beginning of a piece and ends at its end, the usual case, takes the short way:
+one look-up of its head, one object. Everything else takes the long way, through `streams` (order), `_Reader` (framing)
+and `pairing`. Both give the same messages; tests/property holds them equal.
+
+Time is what the records say; `tick` is told the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from netprofiler import wire
+from netprofiler.counters import Counters, Row
+from netprofiler.exchange import Completeness, Direction, Head, Link, Message, Process, Role
+from netprofiler.pairing import Pairing
+from netprofiler.protocols.http1 import (
+    CHUNKED,
+    MAX_HEAD_BYTES,
+    UNTIL_CLOSE,
+    HeadParser,
+    body_length,
+    head_end,
+    looks_like_request,
+    looks_like_response,
+)
+from netprofiler.streams import POSITION_MASK, Gap, Holding, Segment, distance
+
+HOLD_NS: Final = 250_000_000
+"""How long a direction waits for bytes that are missing in it, and a response for its request: system calls of two
+threads reach the ring some microseconds out of order, a packet capture may be reordered by a retransmission (200 ms)."""
+
+SKIP_WORTH_BYTES: Final = 256 * 1024
+"""A body with at least this much still to come is skipped in the kernel. Less is copied before we could say so."""
+SKIP_MAX_BYTES: Final = 1 << 30
+"""Positions are compared modulo 2**32: skip less than half of it at once."""
+
+LINE_MAX_BYTES: Final = 16 * 1024
+"""A chunk-size line with extensions; h11 and servers stop at less."""
+TRAILERS_MAX_BYTES: Final = 64 * 1024
+BLOCKED_BYTES_MAX: Final = 1024 * 1024
+"""Bytes of responses that wait for their request to show up."""
+
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+
+
+class Skip(NamedTuple):
+    """To the kernel side: bytes of this direction before `until` need not come."""
+
+    socket: int
+    direction: int
+    until: int
+
+
+class Ignore(NamedTuple):
+    """To the kernel side: this connection speaks HTTP no longer."""
+
+    socket: int
+
+
+Command = Skip | Ignore
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all connections of a pipeline have in common."""
+
+    heads: HeadParser = field(default_factory=HeadParser)
+    counters: Counters = field(default_factory=Counters)
+    processes: dict[int, Process] = field(default_factory=dict)
+    out: list[Message] = field(default_factory=list)
+    """Messages that have ended; whoever runs the pipeline takes them."""
+    commands: list[Command] = field(default_factory=list)
+    """For the kernel side; whoever runs the pipeline takes them, or not (a replay)."""
+    body_limit: int = 4096
+    stream_interval_ns: int = 5_000_000_000
+    busy: set[Connection] = field(default_factory=set)
+    """Connections that wait for something: `tick` looks at these."""
+
+
+class _State(Enum):
+    START = auto()
+    HEAD = auto()
+    LENGTH = auto()
+    CHUNK_SIZE = auto()
+    CHUNK_DATA = auto()
+    CHUNK_END = auto()
+    TRAILERS = auto()
+    UNTIL_CLOSE = auto()
+    LOST = auto()
+    """Somewhere in a stream: the next message that begins with a piece is where we go on."""
+    TUNNEL = auto()
+
+
+_BODY_STATES: Final = frozenset(
+    (
+        _State.LENGTH,
+        _State.CHUNK_SIZE,
+        _State.CHUNK_DATA,
+        _State.CHUNK_END,
+        _State.TRAILERS,
+        _State.UNTIL_CLOSE,
+    )
+)
+
+
+class _Reader:
+    """One direction. The attributes that the short way touches come first."""
+
+    __slots__ = (
+        "blocked",
+        "calls",
+        "direction",
+        "end",
+        "finished",
+        "holding",
+        "idle",
+        "interim",
+        "keeping",
+        "kept",
+        "message",
+        "next",
+        "raw",
+        "remaining",
+        "skipping",
+        "stash",
+        "stash_start",
+        "state",
+        "unattributed",
+        "unknown_request",
+    )
+
+    def __init__(self, direction: int, position: int) -> None:
+        self.direction = direction
+        self.idle = True
+        """At the beginning of a message, with nothing in hand."""
+        self.next = position
+        """Position of the byte that comes next."""
+        self.state = _State.START
+        self.message: Message | None = None
+        self.stash = bytearray()
+        self.stash_start: Segment | None = None
+        self.remaining = 0
+        self.kept = bytearray()
+        self.raw: bytearray | None = None
+        self.keeping = True
+        self.skipping = False
+        self.interim = False
+        self.unknown_request = False
+        self.holding: Holding | None = None
+        self.blocked: list[Segment] | None = None
+        self.unattributed = 0
+        self.calls = 0
+        self.end: int | None = None
+        """Position at which the direction is known to end."""
+        self.finished = False
+
+
+class Connection:
+    __slots__ = (
+        "_is_client_known",
+        "gone_ns",
+        "last_ns",
+        "link",
+        "pairing",
+        "quiet_since_ns",
+        "readers",
+        "request_direction",
+        "shared",
+        "socket",
+    )
+
+    def __init__(
+        self, shared: Shared, socket: int, link: Link, *, fresh: bool, positions: tuple[int, int] | None, now_ns: int
+    ) -> None:
+        self.shared = shared
+        self.socket = socket
+        self.link = link
+        self.pairing = Pairing(fresh)
+        send, recv = positions or (-1, -1)
+        self.readers = (_Reader(wire.SEND, send), _Reader(wire.RECV, recv))
+        self.request_direction = -1
+        self.last_ns = now_ns
+        self.quiet_since_ns = 0
+        self.gone_ns = 0
+        if link.role is not None:
+            self.request_direction = wire.SEND if link.role is Role.CLIENT else wire.RECV
+
+    # --- bytes in ----------------------------------------------------------------------------------------------------
+
+    def receive(
+        self,
+        direction: int,
+        flags: int,
+        reason: int,
+        time_ns: int,
+        pid: int,
+        tid: int,
+        position: int,
+        length: int,
+        payload: bytes,
+    ) -> None:
+        """A piece of a system call: `length` bytes of the stream at `position`, and `payload`, which is as long or
+        (where `reason` says why) less."""
+        reader = self.readers[direction]
+        shared = self.shared
+        if reader.idle and position == reader.next and not reason:
+            end = head_end(payload)
+            if end > 0:
+                body_bytes = length - end
+                limit = shared.body_limit
+                if direction == self.request_direction:
+                    head = shared.heads.request(payload if not body_bytes else payload[:end])
+                    if head is not None and head.plain_length == body_bytes:
+                        pairing = self.pairing
+                        pairing.count += 1
+                        message = Message(
+                            self.link,
+                            direction,
+                            head,
+                            shared.processes.get(pid),
+                            pid,
+                            tid,
+                            time_ns,
+                            time_ns,
+                            pairing.count,
+                            position,
+                            length,
+                            payload[end : end + limit] if body_bytes else b"",
+                            body_bytes,
+                        )
+                        if body_bytes > limit:
+                            message.completeness = Completeness.TRUNCATED
+                        if pairing.certain and not pairing.waiting:
+                            pairing.waiting.append(message)
+                        else:
+                            pairing.request(message, time_ns - self.last_ns, self._response_under_way())
+                        reader.next = (position + length) & POSITION_MASK
+                        self.last_ns = time_ns
+                        shared.out.append(message)
+                        row = shared.counters.recorded
+                        row.bytes += length
+                        row.calls += flags & 1
+                        if pairing.waiting and self.readers[1 - direction].blocked is not None:
+                            self._unblock(self.readers[1 - direction])
+                        return
+                elif self.pairing.waiting:
+                    head = shared.heads.response(payload if not body_bytes else payload[:end])
+                    if head is not None and head.plain_length == body_bytes:
+                        request = self.pairing.waiting[0]
+                        if request.head.plain_length >= 0 and request.head.method != "HEAD":
+                            self.pairing.waiting.popleft()
+                            message = Message(
+                                self.link,
+                                direction,
+                                head,
+                                shared.processes.get(pid),
+                                pid,
+                                tid,
+                                time_ns,
+                                time_ns,
+                                request.number,
+                                position,
+                                length,
+                                payload[end : end + limit] if body_bytes else b"",
+                                body_bytes,
+                                request,
+                            )
+                            if body_bytes > limit:
+                                message.completeness = Completeness.TRUNCATED
+                            reader.next = (position + length) & POSITION_MASK
+                            self.last_ns = time_ns
+                            shared.out.append(message)
+                            row = shared.counters.recorded
+                            row.bytes += length
+                            row.calls += flags & 1
+                            return
+        self._receive_long(reader, flags & 1, Segment(position, length, payload, reason, time_ns, pid, tid))
+
+    def _receive_long(self, reader: _Reader, calls: int, segment: Segment) -> None:
+        reader.unattributed += segment.length
+        reader.calls += calls
+        if reader.next < 0:
+            reader.next = segment.position
+        ahead = distance(segment.position, reader.next)
+        if ahead == 0 and reader.holding is None:
+            self._in_order(reader, segment)
+        elif ahead > 0 and reader.skipping and reader.state is _State.LENGTH and ahead <= reader.remaining:
+            # What we told the kernel side to skip: it is in its own ledger row.
+            self._missing(reader, ahead, wire.REASON_OVER_LIMIT, segment.time_ns)
+            reader.next = segment.position
+            self._in_order(reader, segment)
+        else:
+            if reader.holding is None:
+                reader.holding = Holding()
+            reader.holding.add(segment)
+            self._release(reader, force=reader.holding.full)
+        self._check_end(reader, segment.time_ns)
+        self.last_ns = segment.time_ns
+        self._mark(reader)
+
+    def _release(self, reader: _Reader, force: bool) -> None:
+        holding = reader.holding
+        if holding is None:
+            return
+        reader.holding = None  # what comes out goes the straight way
+        for item in holding.release(reader.next, force):
+            if isinstance(item, Gap):
+                self._gap(reader, item.length, item.time_ns)
+            else:
+                self._in_order(reader, item)
+        if holding.segments:
+            reader.holding = holding
+        # What was cut away, seen twice, is in nobody's hands.
+        in_hand = holding.bytes
+        if reader.idle and reader.unattributed > in_hand:
+            self._attribute(reader, "unparsed", in_hand)
+
+    def _mark(self, reader: _Reader) -> None:
+        """Keep `idle` and the set of connections that wait for something true."""
+        reader.idle = reader.state is _State.START and reader.holding is None and reader.blocked is None
+        if not (self.readers[0].idle and self.readers[1].idle):
+            self.shared.busy.add(self)
+
+    def _in_order(self, reader: _Reader, segment: Segment) -> None:
+        reader.next = (segment.position + segment.length) & POSITION_MASK
+        if reader.blocked is not None:
+            reader.blocked.append(segment)
+            if sum(held.length for held in reader.blocked) > BLOCKED_BYTES_MAX:
+                self._give_up_waiting(reader)
+            return
+        if segment.reason:
+            if segment.payload and reader.keeping and reader.message is not None and reader.state is _State.LENGTH:
+                self._keep(reader, segment.payload[: segment.length])
+            row = "unreadable" if segment.reason == wire.REASON_UNREADABLE else wire.REASONS[segment.reason]
+            # The call itself stays with the message.
+            self.shared.counters.rows[row].bytes += segment.length
+            reader.unattributed -= segment.length
+            self._missing(reader, segment.length, segment.reason, segment.time_ns)
+        else:
+            self._feed(reader, segment)
+
+    # --- framing -----------------------------------------------------------------------------------------------------
+
+    def _feed(self, reader: _Reader, segment: Segment) -> None:
+        data = segment.payload
+        at = 0
+        size = len(data)
+        while at < size:
+            state = reader.state
+            if state is _State.START:
+                if data[at] in b"\r\n":
+                    at += 1  # RFC 9112, section 2.2: empty lines before a request line
+                    continue
+                reader.stash_start = segment.without_start(at) if at else segment
+                reader.state = _State.HEAD
+            elif state is _State.HEAD:
+                at = self._feed_head(reader, data, at, segment)
+                if at < 0:
+                    return
+            elif state is _State.LENGTH:
+                taken = min(size - at, reader.remaining)
+                if reader.unknown_request and reader.message is not None and not reader.message.body_bytes:
+                    # No body after all: the request that we do not know was a HEAD.
+                    if data.startswith(b"HTTP/1.", at):
+                        self._end_message(reader, segment.time_ns, size - at)
+                        continue
+                self._take_body(reader, data[at : at + taken], segment.time_ns)
+                reader.remaining -= taken
+                at += taken
+                if not reader.remaining:
+                    self._end_message(reader, segment.time_ns, size - at)
+            elif state is _State.CHUNK_DATA:
+                taken = min(size - at, reader.remaining)
+                self._take_body(reader, data[at : at + taken], segment.time_ns)
+                reader.remaining -= taken
+                at += taken
+                if not reader.remaining:
+                    reader.state = _State.CHUNK_END
+            elif state is _State.UNTIL_CLOSE:
+                self._take_body(reader, data[at:], segment.time_ns)
+                at = size
+            elif state is _State.TUNNEL:
+                self._attribute(reader, "tunnel", 0)
+                return
+            elif state is _State.LOST:
+                if not self._resynchronise(reader, data, at):
+                    self._attribute(reader, "unparsed", 0)
+                    return
+            else:
+                at = self._feed_line(reader, data, at, segment)
+
+    def _resynchronise(self, reader: _Reader, data: bytes, at: int) -> bool:
+        """Lost in the stream: does a message begin with this piece?"""
+        if at:
+            return False
+        if self.request_direction < 0:
+            begins = looks_like_request(data) or looks_like_response(data)
+        elif reader.direction == self.request_direction:
+            begins = looks_like_request(data)
+        else:
+            begins = looks_like_response(data)
+        if begins:
+            # What was in hand before belongs to nothing.
+            self._attribute(reader, "unparsed", len(data))
+            reader.state = _State.START
+        return begins
+
+    def _feed_head(self, reader: _Reader, data: bytes, at: int, segment: Segment) -> int:
+        """Returns the offset behind what it used, or -1 when all is used and nothing is left to do."""
+        size = len(data)
+        start = reader.stash_start
+        assert start is not None
+        before = len(reader.stash)
+        if before:
+            reader.stash += data[at:]
+            end = head_end(bytes(reader.stash), max(0, before - 3))
+            block = bytes(reader.stash[:end]) if end > 0 else b""
+            if end > 0:
+                reader.stash.clear()
+        else:
+            end = head_end(data, at) - at
+            block = data[at : at + end] if end > 0 else b""
+            if end <= 0:
+                reader.stash += data[at:]
+        if not block:
+            if len(reader.stash) > MAX_HEAD_BYTES or not self._may_be_head(reader):
+                self._lose(reader, "unparsed")
+            return -1
+        used = end - before
+        is_request = self._is_request(reader, block)
+        heads = self.shared.heads
+        head = heads.request(block) if is_request else heads.response(block)
+        if head is None:
+            self._lose(reader, "unparsed", keep=size - at - used)
+            return at + used
+        if self.request_direction < 0:
+            self._decide_role(reader.direction, is_request)
+        if is_request:
+            self._begin(reader, head, start, None)
+            self._frame(reader, body_length(head, None), size - at - used)
+            other = self.readers[1 - reader.direction]
+            if other.blocked is not None and self.pairing.waiting:
+                self._unblock(other)
+            return at + used
+        if not self.pairing.waiting and self.pairing.certain and reader.blocked is None:
+            # Its request may be on its way to us. All of it waits, from its first byte on.
+            reader.state = _State.START
+            reader.blocked = [replace(start, length=len(block), payload=block)]
+            rest = segment.without_start(at + used)
+            if rest.length:
+                reader.blocked.append(rest)
+            return -1
+        self._begin_response(reader, head, start, size - at - used)
+        return at + used
+
+    def _may_be_head(self, reader: _Reader) -> bool:
+        """So that a connection which speaks something else is not waited for until MAX_HEAD_BYTES."""
+        stash = bytes(reader.stash[:4096])
+        if b"\n" not in stash and len(stash) < 4096:
+            return True  # a long target, perhaps
+        if b"\n" in stash:
+            return looks_like_request(stash) or looks_like_response(stash)
+        return True
+
+    def _is_request(self, reader: _Reader, block: bytes) -> bool:
+        if self.request_direction < 0:
+            return not looks_like_response(block)
+        return reader.direction == self.request_direction
+
+    def _decide_role(self, direction: int, is_request: bool) -> None:
+        self.request_direction = direction if is_request else 1 - direction
+        self.link.role = Role.CLIENT if self.request_direction == wire.SEND else Role.SERVER
+        self.link.rendered.clear()
+
+    def _response_under_way(self) -> bool:
+        return not self.readers[1 - self.request_direction].idle
+
+    def _begin(self, reader: _Reader, head: Head, start: Segment, request: Message | None) -> Message:
+        pairing = self.pairing
+        if request is None:
+            pairing.count += 1
+            number = pairing.count
+        else:
+            number = request.number
+        message = Message(
+            self.link,
+            Direction(reader.direction),
+            head,
+            self.shared.processes.get(start.pid),
+            start.pid,
+            start.tid,
+            start.time_ns,
+            start.time_ns,
+            number,
+            start.position,
+            head.size,
+            b"",
+            0,
+            request,
+        )
+        reader.message = message
+        reader.stash_start = None
+        reader.interim = False
+        reader.keeping = True
+        reader.kept.clear()
+        reader.raw = None
+        if head.is_request:
+            pairing.request(message, start.time_ns - self.last_ns, self._response_under_way())
+        return message
+
+    def _begin_response(self, reader: _Reader, head: Head, start: Segment, left: int) -> None:
+        final = head.status >= 200 or head.status == 101
+        request = self.pairing.response(final)
+        if request is None:
+            self.shared.counters.unpaired += 1
+            if self.pairing.certain:
+                self.pairing.joined()
+        reader.unknown_request = request is None
+        self._begin(reader, head, start, request)
+        method = request.head.method if request is not None else None
+        self._frame(reader, body_length(head, method), left)
+        if head.status == 101 or (method == "CONNECT" and 200 <= head.status < 300):
+            for each in self.readers:
+                if each.message is not None:
+                    self._cut_short(each, Completeness.PARTIAL, "partial", start.time_ns)
+                each.state = _State.TUNNEL
+                each.stash.clear()
+            self.shared.commands.append(Ignore(self.socket))
+
+    def _frame(self, reader: _Reader, length: int, left: int) -> None:
+        """The head is done; `left` bytes of the piece lie behind it."""
+        message = reader.message
+        assert message is not None
+        if length == CHUNKED:
+            reader.state = _State.CHUNK_SIZE
+            reader.raw = bytearray()
+        elif length == UNTIL_CLOSE:
+            reader.state = _State.UNTIL_CLOSE
+        elif length:
+            reader.state = _State.LENGTH
+            reader.remaining = length
+            self._ask_to_skip(reader, left)
+        else:
+            self._end_message(reader, message.end_ns, left)
+
+    def _ask_to_skip(self, reader: _Reader, at_hand: int) -> None:
+        """A large body of known length: the kernel side need not copy what we would not keep."""
+        ahead = reader.remaining - at_hand
+        reader.skipping = ahead > SKIP_WORTH_BYTES and self.link.positions_are_sequence_numbers
+        if reader.skipping:
+            # All but the last byte, so that the call that ends the body still tells us when. reader.next is already
+            # the position behind this piece.
+            until = (reader.next + min(ahead, SKIP_MAX_BYTES) - 1) & POSITION_MASK
+            self.shared.commands.append(Skip(self.socket, reader.direction, until))
+
+    def _feed_line(self, reader: _Reader, data: bytes, at: int, segment: Segment) -> int:
+        """CHUNK_SIZE, CHUNK_END and TRAILERS go by lines (RFC 9112, section 7.1)."""
+        end = data.find(b"\n", at) + 1
+        used = (end or len(data)) - at
+        reader.stash += data[at : at + used]
+        self._keep_raw(reader, data[at : at + used])
+        message = reader.message
+        assert message is not None
+        message.bytes += used
+        message.end_ns = segment.time_ns
+        left = len(data) - at - used
+        limit = TRAILERS_MAX_BYTES if reader.state is _State.TRAILERS else LINE_MAX_BYTES
+        if len(reader.stash) > limit:
+            self._cut_short(reader, Completeness.PARTIAL, "unparsed", segment.time_ns, left)
+            return at + used
+        if not end:
+            return at + used
+        line = bytes(reader.stash)
+        if reader.state is _State.TRAILERS:
+            if line.endswith((b"\n\n", b"\n\r\n")) or line in (b"\r\n", b"\n"):
+                reader.stash.clear()
+                message.trailers = _parse_trailers(line)
+                self._end_message(reader, segment.time_ns, left)
+            return at + used
+        reader.stash.clear()
+        if reader.state is _State.CHUNK_END:
+            if line in (b"\r\n", b"\n"):
+                reader.state = _State.CHUNK_SIZE
+                return at + used
+        else:
+            match = _CHUNK_SIZE.fullmatch(line)
+            if match is not None:
+                reader.remaining = int(match[1], 16)
+                reader.state = _State.CHUNK_DATA if reader.remaining else _State.TRAILERS
+                return at + used
+        # No chunked coding: what follows cannot be framed.
+        self._cut_short(reader, Completeness.PARTIAL, "unparsed", segment.time_ns, left)
+        return at + used
+
+    def _take_body(self, reader: _Reader, data: bytes, time_ns: int) -> None:
+        message = reader.message
+        assert message is not None
+        size = len(data)
+        message.bytes += size
+        message.body_bytes += size
+        message.end_ns = time_ns
+        if reader.keeping:
+            self._keep(reader, data)
+        self._keep_raw(reader, data)
+
+    def _keep(self, reader: _Reader, data: bytes) -> None:
+        room = self.shared.body_limit - len(reader.kept)
+        if room > 0:
+            reader.kept += data[:room]
+        reader.keeping = len(data) <= room
+
+    def _keep_raw(self, reader: _Reader, data: bytes) -> None:
+        if reader.raw is not None:
+            room = self.shared.body_limit - len(reader.raw)
+            if room > 0 and reader.keeping:
+                reader.raw += data[:room]
+
+    # --- what was not seen -------------------------------------------------------------------------------------------
+
+    def _gap(self, reader: _Reader, length: int, time_ns: int) -> None:
+        reader.next = (reader.next + length) & POSITION_MASK
+        self._missing(reader, length, -1, time_ns)
+
+    def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int) -> None:
+        """`length` bytes go by unseen. Where the framing is known across them, the message goes on."""
+        message = reader.message
+        state = reader.state
+        if state is _State.TUNNEL:
+            return
+        if state in (_State.LENGTH, _State.CHUNK_DATA) and message is not None and length <= reader.remaining:
+            self._note_missing(reader, message, length, reason)
+            message.end_ns = time_ns
+            reader.remaining -= length
+            if not reader.remaining:
+                if state is _State.LENGTH:
+                    self._end_message(reader, time_ns, 0)
+                else:
+                    reader.state = _State.CHUNK_END
+            return
+        if state is _State.UNTIL_CLOSE and message is not None:
+            self._note_missing(reader, message, length, reason)
+            message.end_ns = time_ns
+            return
+        # A message may have begun in there.
+        if message is not None and state in _BODY_STATES:
+            known = reader.remaining if state in (_State.LENGTH, _State.CHUNK_DATA) else 0
+            self._note_missing(reader, message, known or length, reason)
+            self._cut_short(reader, Completeness.GAP, "gap", time_ns)
+        else:
+            self._lose(reader, "unparsed")
+        self._uncertain(reader)
+
+    def _note_missing(self, reader: _Reader, message: Message, length: int, reason: int) -> None:
+        reader.keeping = False
+        message.bytes += length
+        message.body_bytes += length
+        if reason == wire.REASON_OVER_LIMIT:
+            if message.completeness is Completeness.COMPLETE:
+                message.completeness = Completeness.TRUNCATED
+            return
+        message.completeness = Completeness.GAP
+        message.missing_bytes += length
+        name = wire.REASONS[reason] if reason > 0 else "unknown"
+        if message.missing_reason in ("", name):
+            message.missing_reason = name
+        else:
+            message.missing_reason = "unknown"
+
+    def _uncertain(self, reader: _Reader) -> None:
+        if self.request_direction < 0:
+            self.pairing.joined()
+            return
+        self.pairing.lost(requests=reader.direction == self.request_direction)
+        other = self.readers[1 - reader.direction]
+        if other.blocked is not None:
+            self._give_up_waiting(other)
+
+    def _lose(self, reader: _Reader, row: str, keep: int = 0) -> None:
+        """Give up what is in hand; go on at the next message that begins with a piece."""
+        reader.stash.clear()
+        reader.stash_start = None
+        reader.message = None
+        reader.skipping = False
+        reader.state = _State.LOST
+        self._attribute(reader, row, keep)
+        if self.request_direction >= 0:
+            self.pairing.lost(requests=reader.direction == self.request_direction)
+        else:
+            self.pairing.joined()
+
+    def _cut_short(
+        self, reader: _Reader, completeness: Completeness, row: str, time_ns: int, keep: int = 0, *, lost: bool = True
+    ) -> None:
+        """The message ends here, though it was not over."""
+        message = reader.message
+        assert message is not None
+        message.completeness = completeness
+        self._emit(reader, message)
+        reader.message = None
+        reader.stash.clear()
+        reader.skipping = False
+        reader.state = _State.LOST
+        self._attribute(reader, row, keep)
+        if lost and self.request_direction >= 0 and row == "unparsed":
+            self.pairing.lost(requests=reader.direction == self.request_direction)
+
+    # --- messages out ------------------------------------------------------------------------------------------------
+
+    def _end_message(self, reader: _Reader, time_ns: int, left: int) -> None:
+        """The message is over, `left` bytes before the end of the piece."""
+        message = reader.message
+        assert message is not None
+        message.end_ns = time_ns
+        if message.completeness is Completeness.COMPLETE and not reader.keeping:
+            message.completeness = Completeness.TRUNCATED
+        lost_some = message.completeness is Completeness.GAP and message.missing_reason not in ("sendfile", "splice")
+        self._emit(reader, message)
+        reader.message = None
+        reader.skipping = False
+        reader.state = _State.START
+        self._attribute(reader, "gap" if lost_some else "recorded", left)
+
+    def _emit(self, reader: _Reader, message: Message) -> None:
+        message.body = bytes(reader.kept)
+        if reader.raw is not None:
+            message.raw_body = bytes(reader.raw)
+        self.shared.out.append(message)
+
+    def _attribute(self, reader: _Reader, row: str, keep: int) -> None:
+        """Everything in hand but the last `keep` bytes (and what waits for its turn) goes to a row of the ledger."""
+        if reader.holding is not None:
+            keep += sum(segment.length for segment in reader.holding.segments)
+        entry: Row = self.shared.counters.rows[row]
+        entry.bytes += reader.unattributed - keep
+        entry.calls += reader.calls
+        reader.unattributed = keep
+        reader.calls = 0
+
+    # --- responses that wait for their request -----------------------------------------------------------------------
+
+    def _unblock(self, reader: _Reader) -> None:
+        blocked = reader.blocked
+        reader.blocked = None
+        next_position = reader.next
+        for segment in blocked or ():
+            self._in_order(reader, segment)
+        reader.next = next_position
+        self._mark(reader)
+
+    def _give_up_waiting(self, reader: _Reader) -> None:
+        self.pairing.joined()
+        self._unblock(reader)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def close(self, direction: int, gone: bool, position: int, time_ns: int) -> None:
+        """A direction, or both, will bring no more bytes."""
+        if gone:
+            self.gone_ns = time_ns
+        for reader in self.readers:
+            if direction in (reader.direction, wire.BOTH):
+                # Of a socket that is gone, only the sent side's position is known; ours is where it got to.
+                reader.end = position if direction == reader.direction else reader.next
+                self._check_end(reader, time_ns)
+                self._mark(reader)
+
+    def _check_end(self, reader: _Reader, time_ns: int) -> None:
+        if reader.end is not None and not reader.finished and distance(reader.next, reader.end) >= 0:
+            self._finish(reader, time_ns)
+
+    def _finish(self, reader: _Reader, time_ns: int) -> None:
+        """No byte of this direction will come."""
+        if reader.blocked is not None:
+            self._give_up_waiting(reader)
+        self._release(reader, force=True)
+        reader.finished = reader.end is not None
+        message = reader.message
+        if message is not None and reader.state is _State.UNTIL_CLOSE and reader.finished:
+            self._end_message(reader, message.end_ns, 0)
+        elif message is not None:
+            gap = message.completeness is Completeness.GAP
+            self._cut_short(reader, Completeness.GAP if gap else Completeness.PARTIAL, "partial", time_ns, lost=False)
+        elif reader.unattributed or reader.calls:
+            tunnel = reader.state is _State.TUNNEL
+            self._attribute(reader, "tunnel" if tunnel else "unparsed", 0)
+        reader.stash.clear()
+        reader.stash_start = None
+        if reader.state is not _State.TUNNEL:
+            reader.state = _State.START
+        reader.idle = True
+
+    def tick(self, now_ns: int) -> bool:
+        """Time has passed. False when nothing here waits for anything."""
+        waits = False
+        for reader in self.readers:
+            if reader.blocked is not None and now_ns - reader.blocked[0].time_ns > HOLD_NS:
+                self._give_up_waiting(reader)
+            if reader.holding is not None and now_ns - reader.holding.since_ns > HOLD_NS:
+                self._release(reader, force=True)
+                self._check_end(reader, now_ns)
+            if reader.end is not None and not reader.finished and now_ns - self.last_ns > HOLD_NS:
+                self._finish(reader, now_ns)
+            message = reader.message
+            interval = self.shared.stream_interval_ns
+            if message is not None and interval and not reader.interim and now_ns - message.time_ns > interval:
+                reader.interim = True
+                self.shared.out.append(
+                    replace(
+                        message,
+                        completeness=Completeness.OPEN,
+                        body=bytes(reader.kept),
+                        raw_body=None if reader.raw is None else bytes(reader.raw),
+                    )
+                )
+            self._mark(reader)
+            waits = waits or not reader.idle
+        return waits
+
+    def drain(self, now_ns: int) -> None:
+        """The end of everything: what is in hand comes out as it is."""
+        for reader in self.readers:
+            if not reader.finished:
+                self._finish(reader, now_ns)
+
+
+def _parse_trailers(block: bytes) -> tuple[tuple[str, str], ...]:
+    trailers = []
+    for line in block.split(b"\n"):
+        name, colon, value = line.strip(b"\r").partition(b":")
+        if colon and name:
+            trailers.append((name.decode("utf-8", "replace"), value.strip(b" \t").decode("utf-8", "replace")))
+    return tuple(trailers)
+
+
+MessageHandler = Callable[[list[Message]], None]

@@ -1,0 +1,140 @@
+"""What the pipeline makes and the sinks write: a `Message` is one request or response as one process sent or received it.
+
+Contract: nothing here does work. A `Head` is shared by all messages that began with the same bytes and is never changed
+after parsing, but for `rendered`, where a sink may keep what it made of it. A `Message` is handed to the sinks once, when it has ended (or, with completeness `open`, once before), and
+belongs to nobody else from then on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Direction(IntEnum):
+    SEND = 0
+    RECV = 1
+
+
+class Role(StrEnum):
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class Completeness(StrEnum):
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    """The body was kept only in part, by a limit of ours."""
+    GAP = "gap"
+    """Bytes of it were never seen: see `Message.missing_bytes`."""
+    PARTIAL = "partial"
+    """Joined, or ended, in the middle."""
+    OPEN = "open"
+    """An interim picture of a message that is not over."""
+
+
+@dataclass(slots=True)
+class Process:
+    """A process as the kernel described it when it first spoke HTTP."""
+
+    pid: int
+    start_ns: int
+    """Boot-time clock; with pid it names the process for good."""
+    comm: str
+    cmdline: str
+    """Arguments joined by one space."""
+
+
+@dataclass(slots=True, eq=False)
+class Fields:
+    """Header fields, shared by all heads that have the same block of them."""
+
+    headers: tuple[tuple[str, str], ...]
+    """Name as sent, value; in order."""
+    content_length: int | None
+    """None: absent, or not a number."""
+    chunked: bool
+    """The last transfer coding is chunked."""
+    content_encoding: tuple[str, ...]
+    """Codings in the order in which they were applied, lower case."""
+    upgrade: bool
+    raw: str
+    """The block as text, without the last empty line's CRLF."""
+    rendered: object = None
+
+
+@dataclass(slots=True, eq=False)
+class Head:
+    """Start line and header fields."""
+
+    is_request: bool
+    version: str
+    """`HTTP/1.0` or `HTTP/1.1`, as sent."""
+    method: str
+    """Requests; empty on a response."""
+    target: str
+    """Requests: the request target as sent; empty on a response."""
+    status: int
+    """Responses; 0 on a request."""
+    reason: str
+    fields: Fields
+    start_line: str
+    """As sent, without the line end."""
+    size: int
+    """Bytes on the stream, with the empty line that ends it."""
+    plain_length: int
+    """Bytes of body when that follows from the head alone, whatever the other side said; -1 when it does not."""
+    rendered: object = None
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One socket: what every message on it shares. Slots that sinks use to keep rendered text are theirs."""
+
+    name: str
+    """Stable for the life of the socket and unique on the host: ``sock:[inode]``."""
+    role: Role | None = None
+    local_ip: str | None = None
+    local_port: int = 0
+    remote_ip: str | None = None
+    remote_port: int = 0
+    unix_path: str | None = None
+    positions_are_sequence_numbers: bool = False
+    """TCP: positions name bytes at both ends, so `hop` can be made of them."""
+    passive: bool = False
+    """From a packet capture: nobody's send or receive."""
+    rendered: dict[object, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One request or response. Not frozen: it is filled while its body arrives, on the hot path."""
+
+    link: Link
+    direction: Direction | int
+    head: Head
+    process: Process | None
+    pid: int
+    tid: int
+    time_ns: int
+    """Monotonic clock at the first byte."""
+    end_ns: int
+    """The same at the last byte so far."""
+    number: int
+    """Of the exchange on its connection, from 1."""
+    position: int
+    """Of the first byte."""
+    bytes: int
+    """Head and body on the stream."""
+    body: bytes
+    """What was kept of the body: without chunk framing, still content-coded."""
+    body_bytes: int
+    """Size of the body, kept or not, without chunk framing."""
+    request: Message | None = None
+    """Responses: the request that it answers, when that is known."""
+    raw_body: bytes | None = None
+    """What was kept of the body as it was on the stream; None: the same as `body`."""
+    trailers: tuple[tuple[str, str], ...] = ()
+    completeness: Completeness = Completeness.COMPLETE
+    missing_bytes: int = 0
+    missing_reason: str = ""

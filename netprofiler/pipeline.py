@@ -1,0 +1,207 @@
+"""All connections: batches of raw records in, messages out.
+
+Contract: `feed(batch)` takes what a source yields and returns how many bytes of it were used (a record that the kernel
+is still writing ends a batch early); `tick(now)` lets time pass; `drain(now)` ends everything. What came of it lies in
+`messages` (for the sinks) and `commands` (for the kernel side), which the caller takes with `take_messages()` and
+`take_commands()`. Nothing here does I/O or reads a clock, and nothing raises for bad traffic; a damaged record raises
+`wire.MalformedRecord`, which only a damaged recording can bring about.
+
+Bounded: CONNECTIONS_MAX and PROCESSES_MAX entries, and per connection what connection.py and streams.py state.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from netprofiler import wire
+from netprofiler.connection import Command, Connection, Shared
+from netprofiler.counters import Counters
+from netprofiler.exchange import Link, Message, Process, Role
+
+CONNECTIONS_MAX: Final = 65_536
+"""At about 2 KB each (docs/benchmarks.md) 130 MB; over it, the longest silent go."""
+PROCESSES_MAX: Final = 16_384
+TICK_NS: Final = 50_000_000
+"""Waiting connections are looked at this often: a fifth of the shortest wait."""
+GRACE_NS: Final = 500_000_000
+"""A connection that is gone is kept this long: its last bytes may reach the ring after its end."""
+
+_ROLES: Final = {wire.ROLE_CLIENT: Role.CLIENT, wire.ROLE_SERVER: Role.SERVER}
+
+
+class Pipeline:
+    def __init__(self, *, body_limit: int = 4096, stream_interval_ns: int = 5_000_000_000) -> None:
+        self.shared = Shared(body_limit=body_limit, stream_interval_ns=stream_interval_ns)
+        self.connections: dict[int, Connection] = {}
+        self._gone: deque[tuple[int, int]] = deque()
+        self._next_tick_ns = 0
+        self.unix_owners: dict[int, int] = {}
+        """UNIX sockets (inode) that have an open connection here → the pid that used it last. The kernel side does not
+        see these close: somebody has to look (sources/processes.py) and call `forget`."""
+
+    @property
+    def counters(self) -> Counters:
+        return self.shared.counters
+
+    def take_messages(self) -> list[Message]:
+        messages = self.shared.out
+        if messages:
+            self.shared.out = []
+            self.shared.counters.messages += len(messages)
+        return messages
+
+    def take_commands(self) -> list[Command]:
+        commands = self.shared.commands
+        if commands:
+            self.shared.commands = []
+        return commands
+
+    def feed(self, batch: bytes) -> int:
+        """Returns the number of bytes used."""
+        unpack = wire.RING_DATA.unpack_from
+        data_bytes = wire.RING_DATA.size
+        connections = self.connections
+        delivered = self.shared.counters.delivered
+        offset = 0
+        end = len(batch)
+        last_whole = end - data_bytes
+        while offset < end:
+            if offset <= last_whole:
+                (
+                    size,
+                    _,
+                    kind,
+                    direction,
+                    flags,
+                    reason,
+                    captured,
+                    time_ns,
+                    socket,
+                    pid,
+                    tid,
+                    position,
+                    length,
+                ) = unpack(batch, offset)
+                if kind == wire.KIND_DATA and size < wire.RING_DISCARD:
+                    start = offset + data_bytes
+                    offset += wire.RING_HEADER_BYTES + (size + 7 & ~7)
+                    if captured > size - wire.DATA.size or direction > wire.RECV or offset > end:
+                        raise wire.MalformedRecord("a data record that promises more than it holds")
+                    delivered.bytes += length
+                    delivered.calls += flags & wire.DATA_FIRST
+                    connection = connections.get(socket)
+                    if connection is None:
+                        connection = self._add(socket, Link(f"sock:[{socket}]"), False, None, time_ns)
+                    payload = b"" if flags & wire.DATA_FILE else batch[start : start + captured]
+                    if len(payload) != length and not reason:
+                        raise wire.MalformedRecord("a data record whose length is not that of its payload")
+                    connection.receive(direction, flags, reason, time_ns, pid, tid, position, length, payload)
+                    continue
+            else:
+                size = int.from_bytes(batch[offset : offset + 4], "little")
+            if size & wire.RING_BUSY:
+                return offset
+            start = offset + wire.RING_HEADER_BYTES
+            length = size & wire.RING_LENGTH_MASK
+            if start + length > end:
+                raise wire.MalformedRecord("a batch that ends inside a record")
+            offset = start + (length + 7 & ~7)
+            if not size & wire.RING_DISCARD:
+                self._handle(wire.parse(batch[start : start + length]))
+        return end
+
+    def _handle(self, event: wire.Event) -> None:
+        match event:
+            case wire.ConnectionOpened():
+                self._opened(event)
+            case wire.ConnectionClosed():
+                connection = self.connections.get(event.socket)
+                if connection is not None:
+                    connection.close(event.direction, event.gone, event.position, event.time_ns)
+                    if event.gone:
+                        self._gone.append((event.time_ns, event.socket))
+            case wire.ProcessSeen():
+                self._process(event)
+            case wire.DataCaptured():
+                raise wire.MalformedRecord("a data record that ends early")
+
+    def _process(self, event: wire.ProcessSeen) -> None:
+        processes = self.shared.processes
+        processes.pop(event.pid, None)
+        if len(processes) >= PROCESSES_MAX:
+            del processes[next(iter(processes))]
+        processes[event.pid] = Process(event.pid, event.start_ns, event.comm, event.cmdline)
+
+    def _opened(self, event: wire.ConnectionOpened) -> None:
+        connection = self.connections.get(event.socket)
+        if event.family == wire.FAMILY_UNIX:
+            self.unix_owners[event.socket] = event.pid
+        if connection is not None:
+            if not connection.gone_ns and connection.link.local_ip is not None:
+                return  # another process has it now
+            if not connection.gone_ns and event.family == wire.FAMILY_UNIX:
+                return
+            self._remove(event.socket, event.time_ns)
+        is_unix = event.family == wire.FAMILY_UNIX
+        link = Link(
+            f"sock:[{event.socket}]",
+            _ROLES.get(event.role),
+            None if is_unix else event.local_ip,
+            event.local_port,
+            None if is_unix else event.remote_ip,
+            event.remote_port,
+            event.unix_path or None,
+            positions_are_sequence_numbers=not event.counted,
+        )
+        positions = (event.send_position, event.recv_position)
+        self._add(event.socket, link, event.fresh, positions, event.time_ns)
+
+    def _add(
+        self, socket: int, link: Link, fresh: bool, positions: tuple[int, int] | None, now_ns: int
+    ) -> Connection:
+        if len(self.connections) >= CONNECTIONS_MAX:
+            silent = sorted(self.connections.values(), key=lambda connection: connection.last_ns)
+            for connection in silent[: CONNECTIONS_MAX // 16]:
+                self._remove(connection.socket, now_ns)
+        connection = Connection(self.shared, socket, link, fresh=fresh, positions=positions, now_ns=now_ns)
+        self.connections[socket] = connection
+        return connection
+
+    def _remove(self, socket: int, now_ns: int) -> None:
+        connection = self.connections.pop(socket, None)
+        self.unix_owners.pop(socket, None)
+        if connection is not None:
+            connection.drain(now_ns)
+            self.shared.busy.discard(connection)
+
+    def forget(self, socket: int, now_ns: int) -> None:
+        """A UNIX socket that is gone."""
+        connection = self.connections.get(socket)
+        if connection is not None:
+            connection.close(wire.BOTH, True, 0, now_ns)
+            self._gone.append((now_ns, socket))
+        self.unix_owners.pop(socket, None)
+
+    def tick(self, now_ns: int) -> None:
+        """`now_ns`: monotonic, as the records' times."""
+        if now_ns < self._next_tick_ns:
+            return
+        self._next_tick_ns = now_ns + TICK_NS
+        busy = self.shared.busy
+        if busy:
+            self.shared.busy = set()
+            for connection in sorted(busy, key=lambda connection: connection.socket):
+                if connection.tick(now_ns):
+                    self.shared.busy.add(connection)
+        gone = self._gone
+        while gone and now_ns - gone[0][0] > GRACE_NS:
+            _, socket = gone.popleft()
+            connection = self.connections.get(socket)
+            if connection is not None and connection.gone_ns:
+                self._remove(socket, now_ns)
+
+    def drain(self, now_ns: int) -> None:
+        """The capture is over: what is in hand comes out as it is."""
+        for socket in list(self.connections):
+            self._remove(socket, now_ns)

@@ -1,0 +1,1 @@
+"""Protocols: bytes in, message parts out. No I/O, no clock, no exception for malformed traffic."""

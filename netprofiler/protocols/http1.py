@@ -1,0 +1,238 @@
+"""HTTP/1: the bytes of a head -> `Head`, by h11, remembered; and the framing of what follows.
+
+Contract: `HeadParser.request(bytes)` and `.response(bytes)` take everything up to and including the empty line and give
+a `Head`, or None where the bytes are no head at all. Nothing raises for any input. What h11 rejects but a reader would
+still call a head (no Host, a space before a colon) is parsed leniently: it was on the wire, so it is data.
+
+Keep-alive traffic repeats itself, so three caches stand before h11: whole heads; blocks of header fields (a new target
+with known fields costs one regular expression); h11 itself runs only for a block never seen. Whether a block is valid
+does not depend on the start line, but for HTTP/1.1's Host, which is why the version is in the key.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import h11
+
+from netprofiler.exchange import Fields, Head
+
+MAX_HEAD_BYTES: Final = 256 * 1024
+"""A head larger than this is not waited for: servers stop at 8 to 64 KiB, and a connection must not hold more of us."""
+
+CACHED_HEADS: Final = 4096
+CACHED_HEAD_BYTES: Final = 4096
+"""With both, the caches stay under about 4096 * (4 KiB of key + 8 KiB of rendered text) = 48 MiB, in practice 1 MiB."""
+
+UNTIL_CLOSE: Final = -2
+"""`body_length()`: the body ends with the connection (RFC 9112, section 6.3, rule 8)."""
+CHUNKED: Final = -1
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
+# RFC 9112, section 3: method SP request-target SP HTTP-version. The target is what was sent, and may be any visible
+# bytes (browsers and scanners send raw UTF-8 too).
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[0-9])")
+# RFC 9112, section 4; a server may leave the reason and the space before it out.
+_STATUS_LINE: Final = re.compile(rb"(HTTP/1\.[0-9]) ([0-9]{3})(?: ([\x09\x20-\x7e\x80-\xff]*))?")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+
+_REQUEST_START: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,32} [\x21-\x7e\x80-\xff]")
+
+
+def head_end(data: bytes, start: int = 0) -> int:
+    """Offset after the empty line that ends a head, or -1. A bare LF counts (RFC 9112, section 2.2)."""
+    at = data.find(b"\r\n\r\n", start)
+    if at >= 0 and data.find(b"\n\n", start, at) < 0:
+        return at + 4
+    match = _HEAD_END.search(data, start)
+    return match.end() if match else -1
+
+
+def looks_like_request(data: bytes) -> bool:
+    """Could a request begin here? For finding the way back into a stream."""
+    line = data[:4096].split(b"\n", 1)
+    if len(line) == 2:
+        return _REQUEST_LINE.fullmatch(line[0].rstrip(b"\r")) is not None
+    return _REQUEST_START.match(line[0]) is not None
+
+
+def looks_like_response(data: bytes) -> bool:
+    return data.startswith((b"HTTP/1.1 ", b"HTTP/1.0 "))
+
+
+def _text(raw: bytes) -> str:
+    """Header text: UTF-8 where it is that, else as RFC 9110 has it (opaque bytes, shown as Latin-1)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _h11_headers(block: bytes, is_request: bool, version: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The fields as h11 reads them, names as sent; None where it refuses."""
+    if is_request:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES + 64)
+        start = b"GET / " + version + b"\r\n"
+    else:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES + 64)
+        connection.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+        start = version + b" 200 OK\r\n"
+    try:
+        connection.receive_data(start + block)
+        event = connection.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    if not isinstance(event, (h11.Request, h11.Response)):
+        return None
+    return list(event.headers.raw_items())
+
+
+def _lenient_headers(block: bytes) -> list[tuple[bytes, bytes]]:
+    headers = []
+    for line in block.split(b"\n"):
+        name, colon, value = line.strip(b"\r").partition(b":")
+        if colon and name.strip():
+            headers.append((name.strip(), value.strip(b" \t")))
+    return headers
+
+
+def _content_length(values: list[str]) -> int | None:
+    """RFC 9112, section 6.3: a list of the same number is that number; anything else is no length."""
+    numbers = {part.strip() for value in values for part in value.split(",")}
+    if len(numbers) != 1:
+        return None
+    number = numbers.pop()
+    return int(number) if number.isascii() and number.isdigit() and len(number) <= 18 else None
+
+
+def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
+    raw = _h11_headers(block, is_request, version)
+    if raw is None:
+        raw = _lenient_headers(block)
+    headers = tuple((_text(name), _text(value)) for name, value in raw)
+    by_name: dict[str, list[str]] = {}
+    for name, value in headers:
+        by_name.setdefault(name.lower(), []).append(value)
+    codings = [part.strip().lower() for value in by_name.get("transfer-encoding", ()) for part in value.split(",")]
+    lengths = by_name.get("content-length", [])
+    encodings = [part.strip().lower() for value in by_name.get("content-encoding", ()) for part in value.split(",")]
+    return Fields(
+        headers=headers,
+        content_length=_content_length(lengths) if lengths else None,
+        chunked=bool(codings) and codings[-1] == "chunked",
+        content_encoding=tuple(coding for coding in encodings if coding and coding != "identity"),
+        upgrade="upgrade" in by_name,
+        raw=block.decode("utf-8", "replace"),
+    )
+
+
+def body_length(head: Head, request_method: str | None) -> int:
+    """How the body of this message is framed (RFC 9112, section 6.3): its length, CHUNKED or UNTIL_CLOSE."""
+    fields = head.fields
+    if head.is_request:
+        if fields.chunked:
+            return CHUNKED
+        return fields.content_length or 0
+    status = head.status
+    if request_method == "HEAD" or status < 200 or status in (204, 304):
+        return 0
+    if request_method == "CONNECT" and status < 300:
+        return 0
+    if fields.chunked:
+        return CHUNKED
+    if fields.content_length is not None:
+        return fields.content_length
+    return UNTIL_CLOSE
+
+
+class HeadParser:
+    """Parses heads and remembers them. One for the whole agent: heads are alike across connections."""
+
+    def __init__(self) -> None:
+        self.requests: dict[bytes, Head] = {}
+        """Whole heads; public for the hot path's own look-up. Look, do not add."""
+        self.responses: dict[bytes, Head] = {}
+        self._fields: dict[tuple[bool, bytes, bytes], Fields] = {}
+
+    def request(self, data: bytes) -> Head | None:
+        head = self.requests.get(data)
+        if head is not None:
+            return head
+        line_end = data.find(b"\n") + 1
+        match = _REQUEST_LINE.fullmatch(data[:line_end].rstrip(b"\r\n"))
+        if match is None:
+            return None
+        method, target, version = match.groups()
+        fields = self._find_fields(True, version, data[line_end:])
+        head = Head(
+            is_request=True,
+            version=version.decode(),
+            method=method.decode(),
+            target=_text(target),
+            status=0,
+            reason="",
+            fields=fields,
+            start_line=_text(match[0]),
+            size=len(data),
+            plain_length=-1,
+        )
+        # CONNECT and Upgrade may end HTTP on this connection: they take the long way.
+        if not fields.chunked and not fields.upgrade and head.method != "CONNECT":
+            head.plain_length = fields.content_length or 0
+        self._remember(self.requests, data, head)
+        return head
+
+    def response(self, data: bytes) -> Head | None:
+        head = self.responses.get(data)
+        if head is not None:
+            return head
+        line_end = data.find(b"\n") + 1
+        match = _STATUS_LINE.fullmatch(data[:line_end].rstrip(b"\r\n"))
+        if match is None:
+            return None
+        version, status, reason = match.groups()
+        fields = self._find_fields(False, version, data[line_end:])
+        head = Head(
+            is_request=False,
+            version=version.decode(),
+            method="",
+            target="",
+            status=int(status),
+            reason=_text(reason or b""),
+            fields=fields,
+            start_line=_text(match[0]),
+            size=len(data),
+            plain_length=-1,
+        )
+        # The length holds for any request but HEAD and CONNECT; the caller looks at those.
+        if head.status >= 200 and not fields.chunked:
+            if head.status in (204, 304):
+                head.plain_length = 0
+            elif fields.content_length is not None:
+                head.plain_length = fields.content_length
+        self._remember(self.responses, data, head)
+        return head
+
+    def _find_fields(self, is_request: bool, version: bytes, block: bytes) -> Fields:
+        key = (is_request, version, block)
+        fields = self._fields.get(key)
+        if fields is None:
+            fields = _make_fields(block, is_request, version)
+            if len(block) <= CACHED_HEAD_BYTES:
+                _make_room(self._fields)
+                self._fields[key] = fields
+        return fields
+
+    @staticmethod
+    def _remember(cache: dict[bytes, Head], data: bytes, head: Head) -> None:
+        if len(data) <= CACHED_HEAD_BYTES:
+            _make_room(cache)
+            cache[data] = head
+
+
+def _make_room(cache: dict[Any, Any]) -> None:
+    """Forget the oldest eighth of a full cache: heads of long ago go, and what is still in use comes back at once."""
+    if len(cache) >= CACHED_HEADS:
+        for key in list(cache)[: CACHED_HEADS // 8]:
+            del cache[key]

@@ -1,0 +1,106 @@
+"""Secrets are replaced before they reach any output.
+
+Contract: header fields and query parameters whose name is that of a secret lose their value, in the record's fields
+and in the raw payload alike; the names are reported. Bodies are not looked into yet (docs/redaction.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+PLACEHOLDER: Final = "[redacted]"
+
+_HEADERS: Final = frozenset(
+    (
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-api-key",
+        "api-key",
+        "apikey",
+        "x-auth-token",
+        "x-access-token",
+        "x-amz-security-token",
+        "x-csrf-token",
+        "x-xsrf-token",
+        "x-goog-api-key",
+        "x-vault-token",
+        "private-token",
+    )
+)
+# As they stand in a query, without dashes and underscores.
+_PARAMETERS: Final = frozenset(
+    (
+        "token",
+        "accesstoken",
+        "refreshtoken",
+        "idtoken",
+        "authtoken",
+        "password",
+        "passwd",
+        "pwd",
+        "pass",
+        "secret",
+        "clientsecret",
+        "apikey",
+        "key",
+        "auth",
+        "authorization",
+        "session",
+        "sessionid",
+        "sid",
+        "sig",
+        "signature",
+        "credential",
+        "xamzsignature",
+        "xamzcredential",
+        "xamzsecuritytoken",
+    )
+)
+
+_QUERY_PARAMETER: Final = re.compile(r"(?<=[?&;])([^=&;#]+)=([^&;#]+)")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+class Redactor:
+    """`extra`: more names, of headers and parameters alike. `enabled=False`: nothing is replaced."""
+
+    def __init__(self, extra: Iterable[str] = (), *, enabled: bool = True) -> None:
+        extra = tuple(extra)
+        self.enabled = enabled
+        self._headers = _HEADERS | {name.lower() for name in extra}
+        self._parameters = _PARAMETERS | {_plain(name) for name in extra}
+
+    def is_secret_header(self, name: str) -> bool:
+        return self.enabled and name.lower() in self._headers
+
+    def target(self, target: str) -> tuple[str, tuple[str, ...]]:
+        """A request target → the same without secret parameters' values, and their names."""
+        if not self.enabled or "=" not in target:
+            return target, ()
+        names: list[str] = []
+
+        def replace(match: re.Match[str]) -> str:
+            if _plain(match[1]) not in self._parameters:
+                return match[0]
+            names.append(match[1])
+            return f"{match[1]}={PLACEHOLDER}"
+
+        return _QUERY_PARAMETER.sub(replace, target), tuple(names)
+
+    def block(self, raw: str) -> str:
+        """A block of header lines as text → the same without secret values."""
+        if not self.enabled:
+            return raw
+        lines = raw.split("\n")
+        for index, line in enumerate(lines):
+            name, colon, _ = line.partition(":")
+            if colon and name.strip().lower() in self._headers:
+                lines[index] = f"{name}: {PLACEHOLDER}" + ("\r" if line.endswith("\r") else "")
+        return "\n".join(lines)

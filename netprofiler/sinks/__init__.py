@@ -1,0 +1,1 @@
+"""Sinks: messages -> somewhere. `base.Sink` is the whole contract."""

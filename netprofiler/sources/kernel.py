@@ -1,0 +1,392 @@
+"""The kernel as a source: loads and attaches bpf/, reads its ring buffer, its counters, and tells it what to leave out.
+
+Contract: the only importer of BCC. `KernelSource(filters)` compiles and loads; `attach()` starts the capture; `read()`
+gives what is in the ring as one batch (wire.py) and `advance(n)` gives n bytes of it back to the kernel; `ledger()`
+gives the kernel side's rows; `detach()` ends the capture, after which the ring can still be drained; `close()` frees
+everything. Raises `CommandError` (exit status 3) where this host cannot do it, with what is missing.
+
+No tracefs, no kprobes, no kernel headers: raw tracepoints are attached by name, offsets come from BTF, and the header
+stubs in bpf/include stand in for the headers that BCC asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import platform
+import re
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from netprofiler import wire
+from netprofiler.connection import Command, Ignore
+from netprofiler.counters import KERNEL_ROWS, Row
+from netprofiler.errors import CommandError, ExitCode
+from netprofiler.sources.bcc_import import load_bcc
+from netprofiler.sources.btf import member_offsets
+
+RING_BYTES: Final = 16 * 1024 * 1024
+"""Half a second of a server at 40,000 exchanges/s, or some 15 ms of large bodies at memory speed. It counts as resident
+memory where it was touched, twice (it is mapped twice, so that a record never wraps)."""
+WAKEUP_BYTES: Final = 2 * 1024 * 1024
+"""The reader sleeps on a timer; a CPU that wrote this much wakes it early."""
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Read at once: bounds the copy."""
+CONNECTIONS_MAX: Final = 131_072
+"""Sockets whose verdict is remembered in the kernel: twice what the user side keeps, as most are not HTTP. 13 MB. Least recently used go; an
+HTTP connection that was forgotten is found again at its next message."""
+PROCESSES_MAX: Final = 16_384
+
+_INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
+_MADV_PAGEOUT: Final = 21
+_BUSY_OR_IO: Final = (1, 12, 13)  # EPERM, ENOMEM, EACCES
+
+CONTROL_IGNORE: Final = 1
+CONTROL_SKIP: Final = (2, 4)
+
+INCLUDE: Final = 1
+EXCLUDE: Final = 2
+FILTERS_MAX: Final = 16
+PORTS_MAX: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What to watch. The same kind is OR, different kinds AND; exclusion wins."""
+
+    pids: tuple[int, ...] = ()
+    exclude_pids: tuple[int, ...] = ()
+    comms: tuple[str, ...] = ()
+    exclude_comms: tuple[str, ...] = ()
+    executables: tuple[str, ...] = ()
+    """Paths as the agent sees them; an executable is its inode, so a bind mount or a hard link is the same."""
+    exclude_executables: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    exclude_ports: tuple[int, ...] = ()
+
+
+def find_bpf() -> Path:
+    """The directory with netprofiler.c: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "_bpf", package.parent / "bpf"):
+        if (candidate / "netprofiler.c").is_file():
+            return candidate
+    raise CommandError("the BPF sources are missing from this installation", remedy="install netprofiler again")
+
+
+def assemble(bpf: Path) -> str:
+    """The one unit: BCC rewrites map calls in the main file only, so our own includes are put in place."""
+
+    def include(match: re.Match[str]) -> str:
+        name = match[1]
+        return f'#line 1 "{name}"\n{(bpf / name).read_text()}'
+
+    return re.sub(r'^#include "(\w+\.h)"\n', include, (bpf / "netprofiler.c").read_text(), flags=re.MULTILINE)
+
+
+def needed_offsets(text: str) -> list[str]:
+    """``struct.member`` of every OFFSET_struct__member in the program."""
+    return [".".join(pair) for pair in sorted(set(re.findall(r"\bOFFSET_(\w+?)__(\w+)", text)))]
+
+
+def possible_cpus() -> int:
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(re.split(r"[-,]", text)[-1]) + 1
+
+
+def check_host() -> None:
+    """What can be told before anything is loaded."""
+    if os.geteuid() != 0:
+        raise CommandError(
+            "capturing needs root (CAP_BPF, CAP_PERFMON and more)", ExitCode.HOST, remedy="run it with sudo"
+        )
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise CommandError("capturing needs Linux on x86-64 or arm64", ExitCode.HOST)
+    if os.stat("/proc/self/ns/pid").st_ino != _INIT_PID_NAMESPACE:
+        raise CommandError(
+            "the agent is in a pid namespace of its own, where it cannot tell whose traffic it sees",
+            ExitCode.HOST,
+            remedy="start its container with the host's: --pid=host, or pid: host in a compose file",
+        )
+
+
+@contextlib.contextmanager
+def _quiet_stderr(captured: list[str]) -> Iterator[None]:
+    """libbcc and the compiler write to descriptor 2: collected, to be shown only when something went wrong."""
+    saved = os.dup(2)
+    with open(os.memfd_create("bcc-messages"), "w+b", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            captured.append(file.read().decode("utf-8", "replace"))
+
+
+class KernelSource:
+    def __init__(self, filters: Filters) -> None:
+        check_host()
+        bpf_dir = find_bpf()
+        text = assemble(bpf_dir)
+        offsets = member_offsets(needed_offsets(text))
+        bcc = load_bcc()
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir)
+        flags = [
+            "-DCONFIG_BPF_SYSCALL",
+            f"-DPAGE_SIZE={mmap.PAGESIZE}",
+            f"-I{bpf_dir}",
+            f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
+            f"-DWAKEUP_BYTES={WAKEUP_BYTES}",
+            f"-DCPUS={possible_cpus()}",
+            f"-DCONNECTIONS_MAX={CONNECTIONS_MAX}",
+            f"-DPROCESSES_MAX={PROCESSES_MAX}",
+            f"-DAGENT_PID={os.getpid()}",
+            "-Wno-unused-function",
+        ]
+        flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
+        flags += _filter_flags(filters)
+        messages: list[str] = []
+        self._filters = filters
+        self._programs: dict[bytes, Any] = {}
+        try:
+            with _quiet_stderr(messages):
+                self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
+                for name in (b"on_sys_exit", b"on_long_call", b"on_set_state"):
+                    self._load(bcc, name)
+                if filters.pids or filters.exclude_pids:
+                    self._load(bcc, b"on_fork")
+                    self._load(bcc, b"on_exit")
+        except Exception as error:  # BCC raises plain Exception for all that goes wrong
+            detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
+            raise CommandError(
+                f"the kernel or the compiler refused the program: {detail[0]}",
+                ExitCode.HOST,
+                remedy="see `netprofiler doctor`",
+            ) from error
+        self._bpf[b"programs"][ctypes.c_int(0)] = ctypes.c_int(self._programs[b"on_long_call"].fd)
+        self._set_filters(filters)
+        self._controls: Any = self._bpf[b"controls"]
+        self._attached = False
+        self._map_ring()
+        _page_out_compiler()
+
+    def _load(self, bcc: Any, name: bytes) -> None:
+        self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
+
+    # --- filters -----------------------------------------------------------------------------------------------------
+
+    def _set_filters(self, filters: Filters) -> None:
+        for pid in filters.pids:
+            self.watch_pid(pid, INCLUDE)
+        for pid in filters.exclude_pids:
+            self.watch_pid(pid, EXCLUDE)
+        table = self._bpf[b"watched_ports"]
+        for flags, ports in ((INCLUDE, filters.ports), (EXCLUDE, filters.exclude_ports)):
+            for port in ports:
+                table[ctypes.c_uint16(port)] = ctypes.c_uint32(flags)
+        table = self._bpf[b"watched_comms"]
+        comms = [(name, INCLUDE) for name in filters.comms] + [(name, EXCLUDE) for name in filters.exclude_comms]
+        for index, (name, flags) in enumerate(comms):
+            leaf = table.Leaf()
+            # The kernel keeps 15 bytes and a NUL.
+            ctypes.memmove(ctypes.byref(leaf), name.encode()[: wire.COMM_BYTES - 1].ljust(wire.COMM_BYTES, b"\0"), 16)
+            leaf.flags = flags
+            table[ctypes.c_int(index)] = leaf
+        self.refresh_executables()
+
+    def watch_pid(self, pid: int, flags: int = INCLUDE) -> None:
+        """From now on; its descendants that already live have to be named too."""
+        self._bpf[b"watched_pids"][ctypes.c_uint32(pid)] = ctypes.c_uint32(flags)
+
+    def refresh_executables(self) -> None:
+        """Look the paths up again: an executable may have been replaced, or have come into being."""
+        filters = self._filters
+        if not (filters.executables or filters.exclude_executables):
+            return
+        table = self._bpf[b"watched_executables"]
+        paths = [(path, INCLUDE) for path in filters.executables]
+        paths += [(path, EXCLUDE) for path in filters.exclude_executables]
+        for index, (path, flags) in enumerate(paths):
+            leaf = table.Leaf()
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            leaf.inode = status.st_ino
+            leaf.device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+            leaf.flags = flags
+            table[ctypes.c_int(index)] = leaf
+
+    # --- the capture -------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        messages: list[str] = []
+        try:
+            with _quiet_stderr(messages):
+                if b"on_fork" in self._programs:
+                    self._bpf.attach_raw_tracepoint(b"sched_process_fork", b"on_fork")
+                    self._bpf.attach_raw_tracepoint(b"sched_process_exit", b"on_exit")
+                self._bpf.attach_raw_tracepoint(b"inet_sock_set_state", b"on_set_state")
+                self._bpf.attach_raw_tracepoint(b"sys_exit", b"on_sys_exit")
+        except Exception as error:
+            raise CommandError(
+                f"the kernel refused to attach: {error}", ExitCode.HOST, remedy="see `netprofiler doctor`"
+            ) from error
+        self._attached = True
+
+    def detach(self) -> None:
+        if self._attached:
+            self._attached = False
+            with _quiet_stderr([]):
+                for name in (b"sys_exit", b"inet_sock_set_state", b"sched_process_fork", b"sched_process_exit"):
+                    if name in self._bpf.raw_tracepoint_fds:
+                        self._bpf.detach_raw_tracepoint(name)
+
+    def probes(self) -> list[str]:
+        return [name.decode() for name in self._bpf.raw_tracepoint_fds]
+
+    def close(self) -> None:
+        self.detach()
+        self._epoll.close()
+        for view in (self._consumer, self._producer, self._data):
+            view.release()
+        self._consumer_page.close()
+        self._ring_pages.close()
+        with _quiet_stderr([]):
+            self._bpf.cleanup()
+
+    # --- the ring ----------------------------------------------------------------------------------------------------
+
+    def _map_ring(self) -> None:
+        descriptor = self._bpf[b"events"].map_fd
+        page = mmap.PAGESIZE
+        # kernel/bpf/ringbuf.c: the consumer's page (ours to write), the producer's, then the data, mapped twice.
+        self._consumer_page = mmap.mmap(descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+        self._ring_pages = mmap.mmap(descriptor, page + 2 * RING_BYTES, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # A cast view reads and writes 8 bytes at once, which struct does not promise.
+        self._consumer = memoryview(self._consumer_page).cast("Q")
+        whole = memoryview(self._ring_pages)
+        self._producer = whole[:page].cast("Q")
+        self._data = whole[page:]
+        whole.release()
+        self._epoll = select.epoll()
+        # Edge-triggered: it answers to a wake-up, not to there being something.
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+
+    def wait(self, seconds: float) -> None:
+        """Until a CPU has written much, or the time is over."""
+        self._epoll.poll(seconds)
+
+    def read(self) -> bytes:
+        """What is in the ring, copied; empty when there is nothing."""
+        position = self._consumer[0]
+        size = min(self._producer[0] - position, BATCH_BYTES)
+        start = position & (RING_BYTES - 1)
+        batch = bytes(self._data[start : start + size])
+        if size == BATCH_BYTES:
+            return batch[: _whole_records(batch)]
+        return batch
+
+    def advance(self, size: int) -> None:
+        """The first `size` bytes of what was read are done with."""
+        self._consumer[0] = self._consumer[0] + size
+
+    # --- counters and commands ---------------------------------------------------------------------------------------
+
+    def ledger(self) -> dict[str, Row]:
+        rows = {name: Row() for name in KERNEL_ROWS}
+        for of_cpu in self._bpf[b"ledgers"][ctypes.c_int(0)]:
+            for name, row in zip(KERNEL_ROWS, of_cpu.rows, strict=True):
+                rows[name].calls += row.calls
+                rows[name].bytes += row.bytes
+        return rows
+
+    def announcements_lost(self) -> int:
+        return sum(of_cpu.announcements_lost for of_cpu in self._bpf[b"ledgers"][ctypes.c_int(0)])
+
+    def command(self, command: Command) -> None:
+        """Carry out what the pipeline found out."""
+        key = ctypes.c_uint64(command.socket)
+        try:
+            leaf = self._controls[key]
+        except KeyError:
+            leaf = self._controls.Leaf()
+        if isinstance(command, Ignore):
+            leaf.flags = CONTROL_IGNORE
+        else:
+            leaf.flags |= CONTROL_SKIP[command.direction]
+            leaf.skip_until[command.direction] = command.until
+        self._controls[key] = leaf
+
+
+def _whole_records(batch: bytes) -> int:
+    """A batch that was cut at its limit: up to where its last whole record ends."""
+    offset = 0
+    end = len(batch)
+    while offset + wire.RING_HEADER_BYTES <= end:
+        header = int.from_bytes(batch[offset : offset + 4], "little")
+        if header & wire.RING_BUSY:
+            break
+        size = wire.RING_HEADER_BYTES + ((header & wire.RING_LENGTH_MASK) + 7 & ~7)
+        if offset + size > end:
+            break
+        offset += size
+    return offset
+
+
+def _filter_flags(filters: Filters) -> list[str]:
+    flags = []
+    kinds = (
+        ("PID", filters.pids, filters.exclude_pids),
+        ("COMM", filters.comms, filters.exclude_comms),
+        ("EXECUTABLE", filters.executables, filters.exclude_executables),
+        ("PORT", filters.ports, filters.exclude_ports),
+    )
+    for name, includes, excludes in kinds:
+        limit = PORTS_MAX if name == "PORT" else PROCESSES_MAX if name == "PID" else FILTERS_MAX
+        if len(includes) + len(excludes) > limit:
+            raise CommandError(f"at most {limit} filters by {name.lower()} are possible", ExitCode.USAGE)
+        if includes or excludes:
+            # With nothing to include, all is included but what is excluded.
+            flags.append(f"-DFILTER_{name}={INCLUDE if includes else EXCLUDE}")
+            if name != "PORT":
+                flags.append("-DFILTER_PROCESS")
+    flags.append(f"-DFILTER_COMM_COUNT={len(filters.comms) + len(filters.exclude_comms)}")
+    return list(dict.fromkeys(flags))
+
+
+def _page_out_compiler() -> None:
+    """libLLVM and libclang are needed no more: their file pages (120 MB resident) go back to the page cache. Pages that
+    were written to (relocations) stay, as there is nowhere to page them out to."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if "libLLVM" in line or "libclang" in line or "libbcc" in line:
+                start, end = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
+    with contextlib.suppress(AttributeError):
+        libc.malloc_trim(0)
+
+
+def monotonic_ns() -> int:
+    """The clock of the records (bpf_ktime_get_ns)."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def wall_offset_ns() -> int:
+    """What added to `monotonic_ns` gives wall clock: the middle of two readings around a third, the narrowest of 5."""
+    best = (1 << 62, 0)
+    for _ in range(5):
+        before = monotonic_ns()
+        wall = time.time_ns()
+        after = monotonic_ns()
+        best = min(best, (after - before, wall - (before + after) // 2))
+    return best[1]

@@ -1,0 +1,111 @@
+"""/proc: what the kernel side cannot or need not tell.
+
+Contract: whatever a process does while it is looked at (it ends, its files go away) gives an empty answer, never an
+exception.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from netprofiler.wire import FileSource
+
+PROC = Path("/proc")
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir(PROC):
+        if entry.isdigit():
+            try:
+                text = (PROC / entry / "stat").read_bytes()
+            except OSError:
+                continue
+            # The name in parentheses may hold anything; the parent is the second field behind it.
+            parent = int(text[text.rindex(b")") + 1 :].split()[1])
+            children.setdefault(parent, []).append(int(entry))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        for child in children.get(queue.pop(), ()):
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def _unix_inodes(pid: int | str) -> set[int]:
+    """Inodes of all UNIX sockets in the network namespace of a process."""
+    try:
+        lines = (PROC / str(pid) / "net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {int(fields[6]) for line in lines[1:] if len(fields := line.split()) > 6 and fields[6].isdigit()}
+
+
+def gone_unix_sockets(owners: dict[int, int]) -> list[int]:
+    """Of these sockets (inode → a process that used it), those that exist no more."""
+    alive: set[int] = set()
+    namespaces: set[str] = set()
+    for pid in ("self", *set(owners.values())):
+        try:
+            namespace = os.readlink(PROC / str(pid) / "ns/net")
+        except OSError:
+            continue
+        if namespace not in namespaces:
+            namespaces.add(namespace)
+            alive |= _unix_inodes(pid)
+    return [inode for inode in owners if inode not in alive]
+
+
+def read_sent_file(source: FileSource, length: int, limit: int) -> bytes:
+    """The first bytes of what a sendfile sent, from the same file at the same offset, where it can still be found: by the
+    descriptor, else by its names below the mounts of the process. It has to be the same inode."""
+    wanted = min(length, limit)
+    if wanted <= 0:
+        return b""
+    for path in _candidates(source):
+        # O_PATH first: the path may lead to something whose opening has effects (a FIFO, a device).
+        try:
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            status = os.fstat(handle)
+            if status.st_ino != source.inode or not stat.S_ISREG(status.st_mode):
+                continue
+            with open(f"/proc/self/fd/{handle}", "rb", buffering=0) as file:
+                return os.pread(file.fileno(), wanted, source.offset)
+        except OSError:
+            continue
+        finally:
+            os.close(handle)
+    return b""
+
+
+def _candidates(source: FileSource) -> Iterable[str]:
+    process = PROC / str(source.pid)
+    yield str(process / "fd" / str(source.descriptor))
+    inside = b"/".join(reversed(source.names)).decode("utf-8", "surrogateescape")
+    if not inside or len(source.names) >= 12:
+        return
+    device = f"{source.device >> 20}:{source.device & 0xFFFFF}"
+    for owner in (process, PROC / "self"):
+        try:
+            mounts = (owner / "mountinfo").read_text(errors="surrogateescape").splitlines()
+        except OSError:
+            continue
+        for line in mounts:
+            fields = line.split()
+            # proc(5): id, parent, device, root within the file system, mount point
+            if len(fields) > 4 and fields[2] == device:
+                root, point = fields[3], fields[4]
+                path = f"/{inside}"
+                if root != "/":
+                    if not path.startswith(f"{root}/"):
+                        continue
+                    path = path[len(root) :]
+                yield f"{owner}/root{point.rstrip('/')}{path}"

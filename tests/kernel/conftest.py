@@ -1,0 +1,48 @@
+"""Fixtures of the kernel tests: calls.c compiled, and one agent for a module's many calls."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.harness import Agent, Calls, check_ledger, running
+
+SOURCE = Path(__file__).with_name("calls.c")
+
+
+@pytest.fixture(scope="session")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    """The C client and server."""
+    binary = tmp_path_factory.mktemp("calls") / "calls"
+    subprocess.run(
+        ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(binary), str(SOURCE)],
+        check=True,
+        timeout=60,
+    )
+    return Calls(binary)
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One agent for the whole module; at its end the ledger sums and nothing was lost."""
+    with running(tmp_path_factory.mktemp("agent")) as agent:
+        yield agent
+        assert agent.end() == 0, agent.stderr()
+        check_ledger(agent.ledger())
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where to listen, by transport: pair is a socketpair."""
+    transports = {
+        "ipv4": "127.0.0.1:0",
+        "ipv6": "[::1]:0",
+        "mapped": "[::ffff:127.0.0.1]:0",
+        "unix": f"unix:{tmp_path}/socket",
+        "abstract": f"unix:@{tmp_path.name}",
+        "pair": "pair",
+    }
+    return transports[request.param]

@@ -1,0 +1,124 @@
+// Command traffic is the client of the demo: it sends GETs and POSTs to four
+// paths of the demo's server in a fixed rotation, checks every answer, and prints
+// what it did. Its summary is the truth that the profiler's log is compared with.
+//
+// Exit status: 0 when every request was answered as it should be, 1 when one was
+// not, 2 for a usage error. SIGINT and SIGTERM end it early, summary included.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// config says what to send where.
+type config struct {
+	host        string
+	port        string
+	requests    int
+	delay       time.Duration // between the starts of two requests
+	concurrency int
+	seed        int64         // chooses the content of the bodies
+	wait        time.Duration // how long to wait for the server to listen
+	json        bool          // the summary as one line of JSON
+}
+
+func main() {
+	cfg, err := parse(os.Args[1:], os.Getenv, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "traffic:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	if err := waitForServer(ctx, cfg.address(), cfg.wait); err != nil {
+		fmt.Fprintln(os.Stderr, "traffic:", err)
+		os.Exit(1)
+	}
+	report := run(ctx, cfg).report()
+	if cfg.json {
+		err = report.writeJSON(os.Stdout)
+	} else {
+		err = report.writeText(os.Stdout)
+	}
+	if err != nil || report.Errors > 0 {
+		os.Exit(1)
+	}
+}
+
+func (c config) address() string { return net.JoinHostPort(c.host, c.port) }
+
+// parse reads the flags; the environment holds their defaults.
+func parse(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
+	text := func(name, otherwise string) string {
+		if value := getenv(name); value != "" {
+			return value
+		}
+		return otherwise
+	}
+	requests, err := strconv.Atoi(text("TOTAL_REQUESTS", "23"))
+	if err != nil {
+		return config{}, fmt.Errorf("TOTAL_REQUESTS: %w", err)
+	}
+	delayMS, err := strconv.Atoi(text("REQUEST_DELAY_MS", "100"))
+	if err != nil {
+		return config{}, fmt.Errorf("REQUEST_DELAY_MS: %w", err)
+	}
+	var cfg config
+	var waitSeconds float64
+	flags := flag.NewFlagSet("traffic", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&cfg.host, "host", text("TARGET_HOST", "127.0.0.1"), "the server's host (TARGET_HOST)")
+	flags.StringVar(&cfg.port, "port", text("HTTP_PORT", "8080"), "the server's port (HTTP_PORT)")
+	flags.IntVar(&cfg.requests, "requests", requests, "how many requests to send (TOTAL_REQUESTS)")
+	flags.IntVar(&delayMS, "delay-ms", delayMS, "milliseconds between the starts of two requests (REQUEST_DELAY_MS)")
+	flags.IntVar(&cfg.concurrency, "concurrency", 1, "connections, each with one request at a time")
+	flags.Int64Var(&cfg.seed, "seed", 1, "chooses the content of the bodies")
+	flags.Float64Var(&waitSeconds, "wait", 0, "seconds to wait for the server to listen")
+	flags.BoolVar(&cfg.json, "json", false, "print the summary as JSON")
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	if flags.NArg() > 0 {
+		return config{}, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+	if cfg.requests < 0 || delayMS < 0 || waitSeconds < 0 || cfg.concurrency < 1 {
+		return config{}, errors.New("a number is out of range")
+	}
+	cfg.delay = time.Duration(delayMS) * time.Millisecond
+	cfg.wait = time.Duration(waitSeconds * float64(time.Second))
+	return cfg, nil
+}
+
+// waitForServer connects until that works. It sends nothing, so that the server
+// sees no request more than the summary counts.
+func waitForServer(ctx context.Context, address string, limit time.Duration) error {
+	if limit == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		connection, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			return connection.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no server: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
