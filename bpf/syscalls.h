@@ -30,7 +30,6 @@ static __always_inline int passes(u32 flags_seen, u32 includes) {
 }
 
 static __always_inline int process_watched(void *task, u32 pid) {
-	void *leader __attribute__((unused)) = read_pointer(task + OFFSET_task_struct__group_leader);
 	int watched = 1;
 
 #ifdef FILTER_PID
@@ -42,6 +41,7 @@ static __always_inline int process_watched(void *task, u32 pid) {
 #endif
 #ifdef FILTER_COMM
 	{
+		void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
 		u64 name[2] = {};
 		u32 seen = 0, i;
 
@@ -112,6 +112,19 @@ static __always_inline struct process *find_process(u32 pid, u64 now) {
 	processes.update(&pid, &fresh);
 	return processes.lookup(&pid);
 }
+
+#ifdef FILTER_PROCESS
+static __always_inline int current_watched(u32 pid, u64 now) {
+#if defined(FILTER_COMM) || defined(FILTER_EXECUTABLE)
+	struct process *process = find_process(pid, now);
+
+	return process && process->watched;
+#else
+	/* By pid alone there is nothing to remember: one look-up instead of a walk through the task. */
+	return process_watched(0, pid);
+#endif
+}
+#endif
 
 /* --- sending up -------------------------------------------------------------------------------------------------- */
 
@@ -566,12 +579,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call->tid = ids;
 
 #ifdef FILTER_PROCESS
-	{
-		struct process *process = find_process(call->pid, call->time_ns);
-
-		if (!process || !process->watched)
-			goto filtered;
-	}
+	if (!current_watched(call->pid, call->time_ns))
+		goto filtered;
 #endif
 #ifdef FILTER_PORT
 	if (!port_watched(&facts))

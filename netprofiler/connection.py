@@ -211,12 +211,16 @@ class Connection:
         reader = self.readers[direction]
         shared = self.shared
         if reader.idle and position == reader.next and not reason:
-            end = head_end(payload)
-            if end > 0:
+            end = payload.find(b"\r\n\r\n") + 4
+            if end > 3:
                 body_bytes = length - end
+                block = payload[:end] if body_bytes else payload
                 limit = shared.body_limit
                 if direction == self.request_direction:
-                    head = shared.heads.request(payload if not body_bytes else payload[:end])
+                    heads = shared.heads
+                    head = heads.requests.get(block)
+                    if head is None and head_end(payload) == end:
+                        head = heads.request(block)
                     if head is not None and head.plain_length == body_bytes:
                         pairing = self.pairing
                         pairing.count += 1
@@ -251,7 +255,10 @@ class Connection:
                             self._unblock(self.readers[1 - direction])
                         return
                 elif self.pairing.waiting:
-                    head = shared.heads.response(payload if not body_bytes else payload[:end])
+                    heads = shared.heads
+                    head = heads.responses.get(block)
+                    if head is None and head_end(payload) == end:
+                        head = heads.response(block)
                     if head is not None and head.plain_length == body_bytes:
                         request = self.pairing.waiting[0]
                         if request.head.plain_length >= 0 and request.head.method != "HEAD":
@@ -568,7 +575,7 @@ class Connection:
         self._keep_raw(reader, data[at : at + used])
         message = reader.message
         assert message is not None
-        message.bytes += used
+        message.stream_bytes += used
         message.end_ns = segment.time_ns
         left = len(data) - at - used
         limit = TRAILERS_MAX_BYTES if reader.state is _State.TRAILERS else LINE_MAX_BYTES
@@ -603,7 +610,7 @@ class Connection:
         message = reader.message
         assert message is not None
         size = len(data)
-        message.bytes += size
+        message.stream_bytes += size
         message.body_bytes += size
         message.end_ns = time_ns
         if reader.keeping:
@@ -659,7 +666,7 @@ class Connection:
 
     def _note_missing(self, reader: _Reader, message: Message, length: int, reason: int) -> None:
         reader.keeping = False
-        message.bytes += length
+        message.stream_bytes += length
         message.body_bytes += length
         if reason == wire.REASON_OVER_LIMIT:
             if message.completeness is Completeness.COMPLETE:

@@ -40,7 +40,7 @@ def _brotli(body: bytes, limit: int) -> tuple[bytes, bool]:
     decoder = brotli.Decompressor()
     out: bytes = decoder.process(body, output_buffer_limit=limit + 1)
     # The limit is a hint: one block may be more.
-    return out[:limit], len(out) <= limit and decoder.can_accept_more_data() or decoder.is_finished()
+    return out[:limit], (len(out) <= limit and decoder.can_accept_more_data()) or decoder.is_finished()
 
 
 def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:

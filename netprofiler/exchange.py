@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Any
 
 
 class Direction(IntEnum):
@@ -60,7 +61,7 @@ class Fields:
     upgrade: bool
     raw: str
     """The block as text, without the last empty line's CRLF."""
-    rendered: object = None
+    rendered: Any = None
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +85,7 @@ class Head:
     """Bytes on the stream, with the empty line that ends it."""
     plain_length: int
     """Bytes of body when that follows from the head alone, whatever the other side said; -1 when it does not."""
-    rendered: object = None
+    rendered: Any = None
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +104,7 @@ class Link:
     """TCP: positions name bytes at both ends, so `hop` can be made of them."""
     passive: bool = False
     """From a packet capture: nobody's send or receive."""
-    rendered: dict[object, object] = field(default_factory=dict)
+    rendered: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +125,8 @@ class Message:
     """Of the exchange on its connection, from 1."""
     position: int
     """Of the first byte."""
-    bytes: int
-    """Head and body on the stream."""
+    stream_bytes: int
+    """Head and body as they were on the stream."""
     body: bytes
     """What was kept of the body: without chunk framing, still content-coded."""
     body_bytes: int

@@ -61,6 +61,9 @@ class Pipeline:
         """Returns the number of bytes used."""
         unpack = wire.RING_DATA.unpack_from
         data_bytes = wire.RING_DATA.size
+        record_bytes = wire.DATA.size
+        data_kind, first, file = wire.KIND_DATA, wire.DATA_FIRST, wire.DATA_FILE
+        discard = wire.RING_DISCARD
         connections = self.connections
         delivered = self.shared.counters.delivered
         offset = 0
@@ -83,17 +86,17 @@ class Pipeline:
                     position,
                     length,
                 ) = unpack(batch, offset)
-                if kind == wire.KIND_DATA and size < wire.RING_DISCARD:
+                if kind == data_kind and size < discard:
                     start = offset + data_bytes
-                    offset += wire.RING_HEADER_BYTES + (size + 7 & ~7)
-                    if captured > size - wire.DATA.size or direction > wire.RECV or offset > end:
+                    offset += 8 + (size + 7 & ~7)
+                    if captured > size - record_bytes or direction > 1 or offset > end:
                         raise wire.MalformedRecord("a data record that promises more than it holds")
                     delivered.bytes += length
-                    delivered.calls += flags & wire.DATA_FIRST
+                    delivered.calls += flags & first
                     connection = connections.get(socket)
                     if connection is None:
                         connection = self._add(socket, Link(f"sock:[{socket}]"), False, None, time_ns)
-                    payload = b"" if flags & wire.DATA_FILE else batch[start : start + captured]
+                    payload = b"" if flags & file else batch[start : start + captured]
                     if len(payload) != length and not reason:
                         raise wire.MalformedRecord("a data record whose length is not that of its payload")
                     connection.receive(direction, flags, reason, time_ns, pid, tid, position, length, payload)
@@ -197,8 +200,8 @@ class Pipeline:
         gone = self._gone
         while gone and now_ns - gone[0][0] > GRACE_NS:
             _, socket = gone.popleft()
-            connection = self.connections.get(socket)
-            if connection is not None and connection.gone_ns:
+            left = self.connections.get(socket)
+            if left is not None and left.gone_ns:
                 self._remove(socket, now_ns)
 
     def drain(self, now_ns: int) -> None:

@@ -157,10 +157,7 @@ def _address(raw: bytes) -> str:
 
 
 def _unix_path(raw: bytes) -> str:
-    if raw.startswith(b"\0"):
-        raw = b"@" + raw[1:]
-    else:
-        raw = raw.split(b"\0", 1)[0]
+    raw = b"@" + raw[1:] if raw.startswith(b"\0") else raw.split(b"\0", 1)[0]
     return raw.decode("utf-8", "backslashreplace")
 
 
@@ -224,7 +221,7 @@ def parse_data(record: bytes) -> DataCaptured:
     return DataCaptured(time_ns, socket, pid, tid, direction, position, length, flags, reason, payload)
 
 
-_PARSERS = {KIND_OPENED: parse_opened, KIND_DATA: parse_data, KIND_CLOSED: parse_closed, KIND_PROCESS: parse_process}
+_PARSERS: Final[dict[int, Callable[[bytes], Event]]] = {KIND_OPENED: parse_opened, KIND_DATA: parse_data, KIND_CLOSED: parse_closed, KIND_PROCESS: parse_process}
 
 
 def parse(record: bytes) -> Event:

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from netprofiler.content import decode
 from netprofiler.counters import Counters
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.exchange import Completeness, Direction, Fields, Head, Link, Message, Role
+from netprofiler.exchange import Completeness, Direction, Fields, Head, Link, Message, Process
 from netprofiler.redaction import PLACEHOLDER, Redactor
 from netprofiler.sinks.base import OutputClosed
 
@@ -38,6 +38,17 @@ class _FieldsText(NamedTuple):
     redacted: tuple[str, ...]
 
 
+class _EndsText(NamedTuple):
+    """In the order in which `RecordWriter.render` counts on it."""
+
+    process: Process | None
+    before_tid: str
+    hop: str
+    hop_end: str
+    after_tid: str
+    connection: str
+
+
 class _HeadText(NamedTuple):
     before_body: str
     """``,"protocol":…`` up to the body."""
@@ -46,6 +57,26 @@ class _HeadText(NamedTuple):
     """``,"raw_payload":"…`` up to the body, or nothing."""
     redacted: str
     """``,"redacted":[…]`` or nothing."""
+
+
+_WHOLE: Final = Completeness.COMPLETE  # looking a member up in its enum takes longer than all of a look-up in a dict
+_END: Final = {each: f',"completeness":"{each.value}"' for each in Completeness}
+_COMPLETE: Final = _END[Completeness.COMPLETE]
+_TRUNCATED: Final = _END[Completeness.TRUNCATED]
+_OPEN: Final = _END[Completeness.OPEN]
+
+ENDS_MAX: Final = 32
+"""Processes that share one connection (a pre-forked server's workers) whose fragments are kept; the rest is rare."""
+
+
+def _completeness(message: Message) -> str:
+    """The tail of a record; the same objects each time, so that they can be compared by identity."""
+    if message.missing_bytes:
+        return (
+            f'{_END[message.completeness]},"missing_bytes":{message.missing_bytes}'
+            f',"missing_reason":"{message.missing_reason}"'
+        )
+    return _END[message.completeness]
 
 
 def _object(pairs: tuple[tuple[str, str], ...]) -> str:
@@ -99,79 +130,80 @@ class RecordWriter:
         self._redactor = redactor
         self._body_limit = body_limit
         self._raw_payload = raw_payload
-        self._second = -1
+        self._second_ns = 1 << 62
         self._second_text = ""
 
     def render(self, message: Message) -> str:
-        wall_ns = message.time_ns + self.wall_offset_ns
-        second, nanoseconds = divmod(wall_ns, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).strftime('{"timestamp":"%Y-%m-%dT%H:%M:%S.')
+        """One line. The hot path: formatting an enum, or adding to a string part by part, would cost as much again."""
+        since = message.time_ns - self._second_ns
+        if not 0 <= since < 1_000_000_000:
+            since = self._new_second(message.time_ns)
         link = message.link
-        direction = message.direction
-        key = (direction, message.process, message.pid) if message.process is None else (direction, message.process.pid)
-        ends = link.rendered.get(key)
-        if ends is None or ends[0] is not message.process:  # type: ignore[index]
-            ends = (message.process, self._ends(message), hop_prefix(link, direction), _quote(link.name)[1:-1])
-            link.rendered[key] = ends
-        _, ends_text, hop, name = ends  # type: ignore[misc]
+        process = message.process
+        ends = link.rendered.get(message.pid << 1 | message.direction)
+        if ends is None or ends[0] is not process:
+            ends = self._ends(message)
         head = message.head
         head_text = head.rendered
         if head_text is None:
             head_text = head.rendered = self._head(head)
-        before_body, headers, raw, redacted = head_text  # type: ignore[misc]
-        completeness: str = message.completeness
-        body = message.body
+        before_body, headers, raw, redacted = head_text
+        end = _COMPLETE if message.completeness is _WHOLE else _completeness(message)
         raw_body = ""
-        if body:
-            codings = head.fields.content_encoding
-            if not codings and message.raw_body is None:
-                try:
-                    text = _quote(body.decode())
-                    body_fragment = f',"body":{text},"body_bytes":{message.body_bytes}'
-                    if raw:
-                        raw_body = text[1:-1]
-                except UnicodeDecodeError:
-                    body_fragment, raw_body, completeness = self._odd_body(message, bool(raw))
-            else:
-                body_fragment, raw_body, completeness = self._odd_body(message, bool(raw))
-        elif message.raw_body:
-            body_fragment = f',"body_bytes":{message.body_bytes}'
-            raw_body = _quote(message.raw_body.decode("utf-8", "replace"))[1:-1]
+        body = message.body
+        if not body and not message.raw_body:
+            shown = ""
+        elif message.raw_body is None and not head.fields.content_encoding:
+            try:
+                text = _quote(body.decode())
+                shown = f',"body":{text}'
+                raw_body = text[1:-1]
+            except UnicodeDecodeError:
+                shown, raw_body, end = self._odd_body(message)
         else:
-            body_fragment = f',"body_bytes":{message.body_bytes}'
-        line = (
-            f'{self._second_text}{nanoseconds:09d}Z","pid":{message.pid},"tid":{message.tid}{ends_text}'
-            f'"bytes":{message.bytes}{before_body}{body_fragment}{headers}'
-        )
+            shown, raw_body, end = self._odd_body(message)
         if message.trailers:
-            line += f',"trailers":{self._trailers(message)}'
+            headers = f'{headers},"trailers":{self._trailers(message)}'
         if raw:
-            line += f'{raw}{raw_body}"'
-        line += f',"connection":"{name}","exchange":"{name}#{message.number}"'
-        if hop:
-            line += f',"hop":"{hop}{message.position}"'
+            raw = f'{raw}{raw_body}"'
         request = message.request
-        if request is not None and completeness != "open":
+        if request is None or end is _OPEN:
+            times = ""
+        else:
             # A send is seen when it has returned: an answer can overtake it (docs/architecture.md, time).
-            first = message.time_ns - request.time_ns
-            last = message.end_ns - request.time_ns
-            line += (
+            start_ns = request.time_ns
+            first = message.time_ns - start_ns
+            last = message.end_ns - start_ns
+            times = (
                 f',"ttfb_ms":{first / 1e6 if first > 0 else 0:.3f},"duration_ms":{last / 1e6 if last > 0 else 0:.3f}'
             )
-        line += f',"completeness":"{completeness}"'
-        if message.missing_bytes:
-            line += f',"missing_bytes":{message.missing_bytes},"missing_reason":"{message.missing_reason}"'
-        return f"{line}{redacted}}}"
+        number = message.number
+        hop = f"{ends[2]}{message.position}{ends[3]}" if ends[2] else ""
+        return (
+            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{message.tid}{ends[4]}{message.stream_bytes}"
+            f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{ends[5]}{number}"{hop}{times}'
+            f"{end}{redacted}}}"
+        )
 
-    def _ends(self, message: Message) -> str:
+    def set_wall_offset(self, offset_ns: int) -> None:
+        self.wall_offset_ns = offset_ns
+        self._second_ns = 1 << 62
+
+    def _new_second(self, time_ns: int) -> int:
+        second, nanoseconds = divmod(time_ns + self.wall_offset_ns, 1_000_000_000)
+        self._second_ns = time_ns - nanoseconds
+        self._second_text = datetime.fromtimestamp(second, UTC).strftime('{"timestamp":"%Y-%m-%dT%H:%M:%S.')
+        return nanoseconds
+
+    def _ends(self, message: Message) -> _EndsText:
+        """What all messages of one process in one direction of a connection share."""
         link = message.link
+        process = message.process
         parts = []
-        if message.process is not None:
-            parts.append(f'"comm":{_quote(message.process.comm)}')
-            if message.process.cmdline:
-                parts.append(f'"cmdline":{_quote(message.process.cmdline)}')
+        if process is not None:
+            parts.append(f'"comm":{_quote(process.comm)}')
+            if process.cmdline:
+                parts.append(f'"cmdline":{_quote(process.cmdline)}')
         sent = message.direction == Direction.SEND
         if not link.passive:
             parts.append(f'"direction":"{_DIRECTIONS[message.direction]}"')
@@ -184,10 +216,23 @@ class RecordWriter:
             parts.append(f'"dest_ip":"{destination[0]}","dest_port":{destination[1]}')
         if link.unix_path is not None:
             parts.append(f'"unix_path":{_quote(link.unix_path)}')
-        return "".join(f",{part}" for part in parts) + ","
+        parts.append('"bytes":')
+        name = _quote(link.name)[1:-1]
+        hop = hop_prefix(link, message.direction)
+        if len(link.rendered) >= ENDS_MAX:
+            link.rendered.clear()
+        text = link.rendered[message.pid << 1 | message.direction] = _EndsText(
+            process=process,
+            before_tid=f'Z","pid":{message.pid},"tid":',
+            hop=f',"hop":"{hop}' if hop else "",
+            hop_end='"',
+            after_tid="," + ",".join(parts),
+            connection=f',"connection":"{name}","exchange":"{name}#',
+        )
+        return text
 
     def _fields(self, fields: Fields) -> _FieldsText:
-        text = fields.rendered
+        text: _FieldsText | None = fields.rendered
         if text is None:
             redactor = self._redactor
             secret = tuple(dict.fromkeys(name for name, _ in fields.headers if redactor.is_secret_header(name)))
@@ -197,7 +242,7 @@ class RecordWriter:
                 raw=_quote(redactor.block(fields.raw))[1:-1],
                 redacted=secret,
             )
-        return text  # type: ignore[return-value]
+        return text
 
     def _head(self, head: Head) -> _HeadText:
         fields = self._fields(head.fields)
@@ -229,22 +274,22 @@ class RecordWriter:
             )
         )
 
-    def _odd_body(self, message: Message, raw: bool) -> tuple[str, str, str]:
-        """Coded, chunked, not text, or cut inside a character: the fragment, the raw body, the completeness."""
-        completeness: Completeness = message.completeness
+    def _odd_body(self, message: Message) -> tuple[str, str, str]:
+        """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness."""
         body, cut = decoded_body(message, self._body_limit)
-        if cut and completeness is Completeness.COMPLETE:
-            completeness = Completeness.TRUNCATED
-        text = body_text(body, completeness is not Completeness.COMPLETE)
+        end = _completeness(message)
+        if cut and message.completeness is _WHOLE:
+            end = _TRUNCATED
+        text = body_text(body, end is not _COMPLETE)
         if text is None:
             shown = f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"'
         else:
             shown = f',"body":{_quote(text)}' if text else ""
         raw_text = ""
-        if raw:
+        if self._raw_payload:
             on_stream = message.body if message.raw_body is None else message.raw_body
             raw_text = _quote(on_stream.decode("utf-8", "replace"))[1:-1]
-        return f'{shown},"body_bytes":{message.body_bytes}', raw_text, completeness.value
+        return shown, raw_text, end
 
 
 class JsonLines:
@@ -311,7 +356,7 @@ class JsonLines:
         self._descriptor = descriptor
 
     def set_wall_offset(self, offset_ns: int) -> None:
-        self._writer.wall_offset_ns = offset_ns
+        self._writer.set_wall_offset(offset_ns)
 
     def close(self) -> None:
         if self._path != "-":
@@ -331,6 +376,3 @@ def open_output(path: str) -> int:
         os.close(descriptor)
         raise CommandError(f"--output {path}: is a directory", exit_code=ExitCode.USAGE)
     return descriptor
-
-
-__all__ = ["JsonLines", "RecordWriter", "Role", "body_text", "decoded_body", "hop_prefix", "open_output"]

@@ -49,7 +49,7 @@ class Terminal:
         self._wall_offset_ns = wall_offset_ns
         self._colour = (stream.isatty() and not os.environ.get("NO_COLOR")) if colour is None else colour
         self._paint: Callable[[str, str], str] = (
-            (lambda text, code: f"{code}{text}{_RESET}") if self._colour else (lambda text, code: text)
+            (lambda text, code: f"{code}{text}{_RESET}") if self._colour else (lambda text, _code: text)
         )
 
     def line(self, response: Message) -> str:

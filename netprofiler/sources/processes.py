@@ -50,7 +50,8 @@ def gone_unix_sockets(owners: dict[int, int]) -> list[int]:
     """Of these sockets (inode → a process that used it), those that exist no more."""
     alive: set[int] = set()
     namespaces: set[str] = set()
-    for pid in ("self", *set(owners.values())):
+    pids: tuple[int | str, ...] = ("self", *set(owners.values()))
+    for pid in pids:
         try:
             namespace = os.readlink(PROC / str(pid) / "ns/net")
         except OSError:

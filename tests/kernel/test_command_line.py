@@ -85,8 +85,8 @@ def test_ready_and_interrupt(tmp_path: Path, calls: Calls, capsys: pytest.Captur
     assert "Traceback" not in stderr
     assert len([line for line in stderr.splitlines() if line.startswith("ready")]) == 1
     after_ready = stderr[stderr.index("ready") :]
-    for row in ("recorded", "not_http", "filtered"):
-        assert row in after_ready, "the ledger on standard error"
+    assert "bytes" in after_ready, "the ledger on standard error"
+    assert "recorded" in after_ready
 
 
 def test_terminate(tmp_path: Path, calls: Calls) -> None:

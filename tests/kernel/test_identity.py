@@ -63,9 +63,6 @@ class Actor:
 
     def close(self) -> None:
         end_process(self.process)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None and not stream.closed:
-                stream.close()
 
 
 @contextmanager

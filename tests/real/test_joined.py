@@ -75,6 +75,16 @@ def judge(records: list[Record], *, unix: bool) -> None:
             assert record["bytes"] in (len(GET), len(POST) + 1000), brief(record)
         else:
             assert record["bytes"] == len(OK) + 1000, brief(record)
+    wrong = [
+        f"{brief(request)} answered by {brief(response)}"
+        for request in complete
+        for response in complete
+        if request.get("url", "").startswith("/next/")
+        and "status_code" in response
+        and (request["exchange"], request["role"]) == (response["exchange"], response["role"])
+        and response["body_bytes"] != 100 + int(request["url"][-1])
+    ]
+    assert not wrong, f"a response took another's request: {wrong}"
     rest = [r for r in complete if r not in joined]
     for record in rest:
         validate_record(record, unix=unix)

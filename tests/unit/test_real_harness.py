@@ -186,6 +186,7 @@ CHANGES: dict[str, Callable[[Record], object]] = {
     "a header's name in other letters": lambda r: r.update(headers={"content-length": "5"}),
     "a header's value changed": lambda r: r.update(headers={"Content-Length": "6"}),
     "a header left out": lambda r: r.update(headers={}),
+    "no headers although there were": lambda r: r.pop("headers"),
     "an unknown encoding": lambda r: r.update(body_encoding="hex"),
 }
 
