@@ -16,6 +16,7 @@
 #define RECORD_CLOSED 3
 #define RECORD_PROCESS 4
 #define RECORD_USER 128
+#define RECORD_PASSIVE 128 /* an opened_record: a connection seen from outside, in a packet capture; nobody's socket */
 
 #define DIRECTION_SEND 0
 #define DIRECTION_RECV 1

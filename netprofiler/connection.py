@@ -456,7 +456,7 @@ class Connection:
             if other.blocked is not None and self.pairing.waiting:
                 self._unblock(other)
             return at + used
-        if not self.pairing.waiting and self.pairing.certain and reader.blocked is None:
+        if not self.pairing.waiting and self.pairing.may_come_late and reader.blocked is None:
             # Its request may be on its way to us. All of it waits, from its first byte on.
             reader.state = _State.START
             reader.blocked = [replace(start, length=len(block), payload=block)]

@@ -39,8 +39,8 @@ def _deflate(body: bytes, limit: int) -> tuple[bytes, bool]:
 def _brotli(body: bytes, limit: int) -> tuple[bytes, bool]:
     decoder = brotli.Decompressor()
     out: bytes = decoder.process(body, output_buffer_limit=limit + 1)
-    # The limit is a hint: one block may be more.
-    return out[:limit], (len(out) <= limit and decoder.can_accept_more_data()) or decoder.is_finished()
+    # The limit is looked at block by block (32 KiB, then more): what comes out may be somewhat longer.
+    return out[:limit], len(out) <= limit and (decoder.is_finished() or decoder.can_accept_more_data())
 
 
 def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:

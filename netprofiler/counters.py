@@ -34,8 +34,9 @@ USER_ROWS: Final = (
     "sendfile",
     "splice",
     "unreadable",
+    "filtered",
 )
-"""What delivered bytes turn out to be."""
+"""What delivered bytes turn out to be. `filtered`: by a replay; live, the kernel side does it."""
 
 LEDGER_ROWS: Final = (
     "recorded",

@@ -37,6 +37,12 @@ class Pairing:
         self.pipelined = False
         self._joined = not fresh
 
+    @property
+    def may_come_late(self) -> bool:
+        """A response is there and nobody waits: can it be that its request only reaches us later? Not where we joined
+        and have not seen any: then it was sent before we came."""
+        return self.certain and not (self._joined and not self.count)
+
     def lost(self, requests: bool) -> None:
         """A hole in the stream of requests (or of responses) that may hide whole messages."""
         self.certain = False

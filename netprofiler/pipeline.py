@@ -31,8 +31,18 @@ _ROLES: Final = {wire.ROLE_CLIENT: Role.CLIENT, wire.ROLE_SERVER: Role.SERVER}
 
 
 class Pipeline:
-    def __init__(self, *, body_limit: int = 4096, stream_interval_ns: int = 5_000_000_000) -> None:
-        self.shared = Shared(body_limit=body_limit, stream_interval_ns=stream_interval_ns)
+    def __init__(
+        self,
+        *,
+        body_limit: int = 4096,
+        stream_interval_ns: int = 5_000_000_000,
+        counters: Counters | None = None,
+    ) -> None:
+        self.shared = Shared(
+            body_limit=body_limit,
+            stream_interval_ns=stream_interval_ns,
+            counters=Counters() if counters is None else counters,
+        )
         self.connections: dict[int, Connection] = {}
         self._gone: deque[tuple[int, int]] = deque()
         self._next_tick_ns = 0
@@ -148,7 +158,7 @@ class Pipeline:
             self._remove(event.socket, event.time_ns)
         is_unix = event.family == wire.FAMILY_UNIX
         link = Link(
-            f"sock:[{event.socket}]",
+            f"tcp:[{event.socket}]" if event.passive else f"sock:[{event.socket}]",
             _ROLES.get(event.role),
             None if is_unix else event.local_ip,
             event.local_port,
@@ -156,6 +166,7 @@ class Pipeline:
             event.remote_port,
             event.unix_path or None,
             positions_are_sequence_numbers=not event.counted,
+            passive=event.passive,
         )
         positions = (event.send_position, event.recv_position)
         self._add(event.socket, link, event.fresh, positions, event.time_ns)

@@ -29,6 +29,8 @@ KIND_CLOSED: Final = 3
 KIND_PROCESS: Final = 4
 KIND_USER: Final = 128
 """From here on: made by the user side."""
+KIND_PASSIVE: Final = 128
+"""Laid out as KIND_OPENED: a connection seen from outside, in a packet capture; nobody's socket."""
 
 SEND: Final = 0
 RECV: Final = 1
@@ -93,6 +95,8 @@ class ConnectionOpened:
     recv_position: int
     counted: bool
     """Positions are a count of the kernel side's own, not TCP sequence numbers."""
+    passive: bool = False
+    """Seen from outside, in a packet capture: `pid` is 0, and "local" is who asked for the connection, or spoke first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,7 @@ def parse_opened(record: bytes) -> ConnectionOpened:
         send_position=send_position,
         recv_position=recv_position,
         counted=bool(counted),
+        passive=record[0] == KIND_PASSIVE,
     )
 
 
@@ -221,7 +226,13 @@ def parse_data(record: bytes) -> DataCaptured:
     return DataCaptured(time_ns, socket, pid, tid, direction, position, length, flags, reason, payload)
 
 
-_PARSERS: Final[dict[int, Callable[[bytes], Event]]] = {KIND_OPENED: parse_opened, KIND_DATA: parse_data, KIND_CLOSED: parse_closed, KIND_PROCESS: parse_process}
+_PARSERS: Final[dict[int, Callable[[bytes], Event]]] = {
+    KIND_OPENED: parse_opened,
+    KIND_DATA: parse_data,
+    KIND_CLOSED: parse_closed,
+    KIND_PROCESS: parse_process,
+    KIND_PASSIVE: parse_opened,
+}
 
 
 def parse(record: bytes) -> Event:
@@ -267,6 +278,24 @@ def whole_length(batch: bytes) -> int:
             break
         offset += RING_HEADER_BYTES + ((header & RING_LENGTH_MASK) + 7 & ~7)
     return offset
+
+
+def survey(batch: bytes) -> tuple[int, list[tuple[int, int]]]:
+    """`whole_length()`, and of each UNIX socket that is announced in it the inode and the pid: what a recorder needs to
+    know of a batch, and no more."""
+    offset = 0
+    end = len(batch)
+    unix = []
+    while offset + RING_HEADER_BYTES < end:
+        header = int.from_bytes(batch[offset : offset + 4], "little")
+        if header & RING_BUSY:
+            break
+        start = offset + RING_HEADER_BYTES
+        if batch[start] == KIND_OPENED and batch[start + 1] == FAMILY_UNIX and not header & RING_DISCARD:
+            event = parse_opened(batch[start : start + OPENED.size])
+            unix.append((event.socket, event.pid))
+        offset = start + ((header & RING_LENGTH_MASK) + 7 & ~7)
+    return offset, unix
 
 
 def resolve_files(batch: bytes, read: Callable[[FileSource, int], bytes]) -> bytes:
@@ -320,7 +349,7 @@ def build_opened(event: ConnectionOpened) -> bytes:
     if path.startswith(b"@"):
         path = b"\0" + path[1:]
     return OPENED.pack(
-        KIND_OPENED,
+        KIND_PASSIVE if event.passive else KIND_OPENED,
         event.family,
         event.role,
         event.fresh,

@@ -32,7 +32,7 @@ _quote: Callable[[str], str] = encode_basestring
 
 class _FieldsText(NamedTuple):
     headers: str
-    """``,"headers":{…}`` or nothing."""
+    """``,"headers":{…}``"""
     raw: str
     """The block inside a JSON string."""
     redacted: tuple[str, ...]
@@ -178,9 +178,10 @@ class RecordWriter:
                 f',"ttfb_ms":{first / 1e6 if first > 0 else 0:.3f},"duration_ms":{last / 1e6 if last > 0 else 0:.3f}'
             )
         number = message.number
+        tid = message.tid or ""  # 0: a packet capture knows neither pid nor tid
         hop = f"{ends[2]}{message.position}{ends[3]}" if ends[2] else ""
         return (
-            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{message.tid}{ends[4]}{message.stream_bytes}"
+            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{tid}{ends[4]}{message.stream_bytes}"
             f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{ends[5]}{number}"{hop}{times}'
             f"{end}{redacted}}}"
         )
@@ -223,7 +224,7 @@ class RecordWriter:
             link.rendered.clear()
         text = link.rendered[message.pid << 1 | message.direction] = _EndsText(
             process=process,
-            before_tid=f'Z","pid":{message.pid},"tid":',
+            before_tid=f'Z","pid":{message.pid},"tid":' if message.pid else 'Z"',
             hop=f',"hop":"{hop}' if hop else "",
             hop_end='"',
             after_tid="," + ",".join(parts),
@@ -238,7 +239,7 @@ class RecordWriter:
             secret = tuple(dict.fromkeys(name for name, _ in fields.headers if redactor.is_secret_header(name)))
             shown = tuple((name, PLACEHOLDER if name in secret else value) for name, value in fields.headers)
             text = fields.rendered = _FieldsText(
-                headers=f',"headers":{_object(shown)}' if shown else "",
+                headers=f',"headers":{_object(shown)}',
                 raw=_quote(redactor.block(fields.raw))[1:-1],
                 redacted=secret,
             )

@@ -104,6 +104,7 @@ struct side {
 	int messages;            /* most of one sendmmsg or recvmmsg */
 	bool wait_messages;      /* recvmmsg: each message waits for bytes of its own */
 	bool reset;              /* server: a reset, not an end, closes the connection */
+	unsigned file_age_ms;    /* between writing and sending a file */
 	unsigned read_delay_ms;  /* client: between request and the first receive */
 	int requests;            /* client: on its one connection */
 	int special_request;     /* client: the only request that --send is used for; others write */
@@ -271,6 +272,7 @@ static void send_file(int fd, const struct side *side, enum call call, const cha
 		die("%s", side->file);
 	if (lseek(file, side->file_offset, SEEK_SET) < 0)
 		die("lseek");
+	sleep_ms(side->file_age_ms);
 	if (pipe(ends) < 0)
 		die("pipe");
 	while (left) {
@@ -814,6 +816,7 @@ enum option_code {
 	COMM,
 	MESSAGES,
 	READ_DELAY,
+	FILE_AGE
 };
 
 static struct side parse_side(int argc, char **argv) {
@@ -837,6 +840,7 @@ static struct side parse_side(int argc, char **argv) {
 		{"comm", 1, NULL, COMM},
 		{"messages", 1, NULL, MESSAGES},
 		{"read-delay-ms", 1, NULL, READ_DELAY},
+		{"file-age-ms", 1, NULL, FILE_AGE},
 		{"empty-iovecs", 0, &flags[0], 1},
 		{"peek", 0, &flags[1], 1},
 		{"nonblocking", 0, &flags[2], 1},
@@ -921,6 +925,9 @@ static struct side parse_side(int argc, char **argv) {
 			break;
 		case MESSAGES:
 			side.messages = atoi(optarg) < MESSAGES_MAX ? atoi(optarg) : MESSAGES_MAX;
+			break;
+		case FILE_AGE:
+			side.file_age_ms = atoi(optarg);
 			break;
 		case READ_DELAY:
 			side.read_delay_ms = atoi(optarg);

@@ -210,6 +210,29 @@ def test_body_from_a_file(agent: Agent, calls: Calls, tmp_path: Path, send: str,
     check_run(observe(agent, run), run, client_sends=missing_body(send), server_sends=missing_body(send))
 
 
+@pytest.mark.parametrize("options", [[], ["--offset-pointer"]], ids=" ".join)
+def test_untouched_file_is_read_back(agent: Agent, calls: Calls, tmp_path: Path, options: list[str]) -> None:
+    """A file that was old when it was sent, and is still the same: the start of the body is shown all the same."""
+    run = calls.run(
+        get("untouched", BODY_BYTES),
+        [
+            "--send",
+            "sendfile",
+            "--file",
+            str(tmp_path / "a"),
+            "--file-offset",
+            "1000",
+            "--file-age-ms",
+            "300",
+            *options,
+        ],
+    )
+    records = observe(agent, run)
+    check_run(records, run, server_sends=missing_body("sendfile"))
+    (response,) = sides(records, run.server_pid)[1]
+    assert response["body"] == pattern(BODY_BYTES, "a", 0)[:4096]
+
+
 def test_file_is_overwritten_after_sendfile(agent: Agent, calls: Calls, tmp_path: Path) -> None:
     """What the file holds now is not what was sent."""
     both = ["--send", "sendfile", "--spoil-file"]

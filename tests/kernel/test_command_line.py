@@ -38,19 +38,37 @@ UNPRIVILEGED = [
 ]
 
 
-def programs(pid: int | None = None) -> set[int]:
-    """Ids of the BPF programs loaded now; with a pid, those that this process holds."""
-    listed = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, text=True, timeout=20, check=True)
-    return {
-        program["id"]
-        for program in json.loads(listed.stdout)
-        if pid is None or pid in [holder["pid"] for holder in program.get("pids", [])]
-    }
+def loaded(kind: str) -> set[int]:
+    """Ids of all the programs (or links, maps) in the kernel now."""
+    command = ["bpftool", "-j", kind, "show"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return {entry["id"] for entry in json.loads(listed.stdout or "[]") or []}
 
 
-def links() -> set[int]:
-    listed = subprocess.run(["bpftool", "-j", "link", "show"], capture_output=True, text=True, timeout=20, check=True)
-    return {link["id"] for link in json.loads(listed.stdout or "[]") or []}
+def held(pid: int) -> dict[str, set[int]]:
+    """Ids of what this process holds; others may use BPF at the same time."""
+    ids: dict[str, set[int]] = {"prog": set(), "link": set(), "map": set()}
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        for kind, found in ids.items():
+            if f"{kind}_id" in fields:
+                found.add(int(fields[f"{kind}_id"]))
+    assert ids["prog"], "nothing loaded"
+    assert ids["prog"] <= loaded("prog")
+    return ids
+
+
+def left_behind(ids: dict[str, set[int]]) -> dict[str, set[int]]:
+    """What of these is still there, given a moment: the kernel frees a little later."""
+    remains: dict[str, set[int]] = {}
+
+    def gone() -> bool:
+        nonlocal remains
+        remains = {kind: left for kind, own in ids.items() if (left := own & loaded(kind))}
+        return not remains
+
+    wait_until(gone, 3)
+    return remains
 
 
 def one_message(stderr: str) -> str:
@@ -65,10 +83,8 @@ def one_message(stderr: str) -> str:
 
 
 def test_ready_and_interrupt(tmp_path: Path, calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    before = programs()
     with running(tmp_path) as agent:
-        loaded = programs() - before
-        assert loaded, "nothing attached"
+        own = held(agent.pid)
         run = calls.run(["--target", "/interrupt", "--requests", "23"])
         started = time.monotonic()
         assert agent.end(signal.SIGINT) == 0, agent.stderr()
@@ -80,7 +96,7 @@ def test_ready_and_interrupt(tmp_path: Path, calls: Calls, capsys: pytest.Captur
         # sent just before the signal: drained, not dropped
         check_run(agent.of(run.pids), run)
         check_ledger(agent.ledger(), bytes_at_least=run.stream_bytes)
-        assert not loaded & programs(), "left behind"
+        assert not left_behind(own)
     stderr = agent.stderr()
     assert "Traceback" not in stderr
     assert len([line for line in stderr.splitlines() if line.startswith("ready")]) == 1
@@ -90,24 +106,23 @@ def test_ready_and_interrupt(tmp_path: Path, calls: Calls, capsys: pytest.Captur
 
 
 def test_terminate(tmp_path: Path, calls: Calls) -> None:
-    before = links()
     with running(tmp_path) as agent:
+        own = held(agent.pid)
         run = calls.run(["--target", "/terminate"])
         assert agent.end(signal.SIGTERM) == 0, agent.stderr()
         check_run(agent.of(run.pids), run)
         check_ledger(agent.ledger(), bytes_at_least=run.stream_bytes)
     assert "recorded" in agent.stderr()
-    assert links() <= before
+    assert not left_behind(own)
 
 
-def test_kill_leaves_nothing(tmp_path: Path) -> None:
-    before = programs()
+def test_kill_leaves_no_program(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
-        loaded = programs() - before
-        assert loaded
+        own = held(agent.pid)
         agent.process.kill()
         assert agent.process.wait(5) == -signal.SIGKILL
-    assert wait_until(lambda: not loaded & programs(), 5)
+    # not the maps: the kernel (6.18) keeps a prog_array of 320 bytes whose owner was killed
+    assert not left_behind({"prog": own["prog"], "link": own["link"]})
 
 
 def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
