@@ -23,15 +23,15 @@
 #define DIRECTION_BOTH 2
 
 /* data_record.flags */
-#define DATA_FIRST 1     /* the first record of its system call */
-#define DATA_FILE 2      /* the payload is a file_source, not bytes of the stream */
+#define DATA_FIRST 1 /* the first record of its system call */
+#define DATA_FILE 2 /* the payload is a file_source, not bytes of the stream */
 
 /* data_record.reason: why `captured` is less than `length` */
 #define REASON_NONE 0
-#define REASON_OVER_LIMIT 1  /* more than is copied of one call, or in a part that the user side said to skip */
+#define REASON_OVER_LIMIT 1 /* more than is copied of one call, or in a part that the user side said to skip */
 #define REASON_SENDFILE 2
 #define REASON_SPLICE 3
-#define REASON_UNREADABLE 4  /* the memory could not be read, or the call discarded the data (MSG_TRUNC) */
+#define REASON_UNREADABLE 4 /* the memory could not be read, or the call discarded the data (MSG_TRUNC) */
 
 #define ROLE_UNKNOWN 0
 #define ROLE_CLIENT 1
@@ -63,7 +63,7 @@ struct opened_record {
 	unsigned char remote_address[16];
 	unsigned int send_position; /* of the first byte of each direction that is worth waiting for */
 	unsigned int recv_position;
-	unsigned int counted;     /* positions are a count of ours, not TCP sequence numbers */
+	unsigned int counted; /* positions are a count of ours, not TCP sequence numbers */
 	unsigned int path_length; /* UNIX: bytes of path used; an abstract name begins with 0 */
 	unsigned char path[UNIX_PATH_BYTES];
 	unsigned int reserved;
@@ -81,7 +81,7 @@ struct data_record {
 	unsigned int pid;
 	unsigned int tid;
 	unsigned int position; /* of the first byte: TCP sequence number, or a count of our own (UNIX) */
-	unsigned int length;   /* bytes of the stream that this stands for */
+	unsigned int length; /* bytes of the stream that this stands for */
 };
 
 /* A direction has ended at `position`: shutdown, close, or the end of the stream was read. */

@@ -88,12 +88,17 @@ struct ledger {
 struct call {
 	u64 socket;
 	u64 time_ns;
+	u64 second;   /* the arguments of the call */
+	u64 third;
 	u64 segments; /* user address of what comes next: iovec or mmsghdr */
 	u64 messages;
 	u64 at;       /* user address of the segment being copied */
 	u64 left;     /* bytes left in it */
+	u32 count; /* segments or messages in all */
 	u32 segments_left;
 	u32 messages_left;
+	u32 message_left; /* bytes that the segments still to come hold: a buffer may be larger than what it got */
+	u32 judged; /* bytes looked at by judge(); here, so that the verifier sees one state in its loop */
 	u32 total;    /* bytes of the call */
 	u32 done;     /* bytes of the call already sent up or accounted for */
 	u32 filled;   /* bytes waiting in the payload */
@@ -103,12 +108,16 @@ struct call {
 	u32 chain;
 	u8 direction;
 	u8 contiguous;
+	u8 counted;   /* each message says how much of it was used (sendmmsg, recvmmsg) */
 	u8 first_sent;
 	u8 first_lost;
+	u8 kind;
+	u8 reason;
 };
 
 struct workspace {
 	struct call call;
+	struct socket_facts facts;
 	struct data_record record;
 	u8 payload[2 * PIECE_BYTES] __attribute__((aligned(8)));
 };
@@ -120,8 +129,10 @@ BPF_TABLE("lru_hash", u32, struct process, processes, PROCESSES_MAX);
 /* Not per-CPU: a per-CPU value is limited to 32 KiB. Programs here run with preemption off. */
 BPF_TABLE("array", u32, struct workspace, workspaces, CPUS);
 BPF_PERCPU_ARRAY(ledgers, struct ledger, 1);
-BPF_PROG_ARRAY(programs, 1);
-#define PROGRAM_LONG_CALL 0
+BPF_PROG_ARRAY(programs, 3);
+#define PROGRAM_DELIVER 0
+#define PROGRAM_JUDGE 1
+#define PROGRAM_LONG_CALL 2
 
 /* Filters. A bit says what an entry is: FILTER_INCLUDE or FILTER_EXCLUDE. */
 #define FILTER_INCLUDE 1

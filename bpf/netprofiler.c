@@ -3,7 +3,7 @@
 #include <uapi/linux/ptrace.h>
 #include "events.h"
 #include "arch.h"
-#include "maps.h"
 #include "socket.h"
+#include "maps.h"
 #include "detect.h"
 #include "syscalls.h"

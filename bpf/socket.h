@@ -14,11 +14,13 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262 /* a listener of Go 1.24 or newer has it by default */
+#define TCP_ESTABLISHED 1
 #define TCP_FIN_WAIT1 4
+#define TCP_FIN_WAIT2 5
 #define TCP_CLOSE 7
-#define TCP_CLOSE_WAIT 8
 #define TCP_LAST_ACK 9
 #define TCP_CLOSING 11
+#define SOCK_DONE 1
 #define SHUTDOWN_BOTH 3
 
 /* sock_common begins with the IPv4 addresses, the ports and the family: one read (checked against BTF at start). */
@@ -117,6 +119,11 @@ static __always_inline u64 inode_of_sock(const void *sk) {
 	return read_u64(socket + OFFSET_socket_alloc__vfs_inode + OFFSET_inode__i_ino);
 }
 
+/* SOCK_DONE is set when a FIN arrives (tcp_fin), and not by a reset. */
+static __always_inline int fin_received(const void *sk) {
+	return (read_u64(sk + OFFSET_sock_common__skc_flags) >> SOCK_DONE) & 1;
+}
+
 /* TCP: sequence number after the last byte that this call sent or received. */
 static __always_inline u32 position_after(const struct socket_facts *facts, u8 direction) {
 	u32 position;
@@ -125,8 +132,7 @@ static __always_inline u32 position_after(const struct socket_facts *facts, u8 d
 		return read_u32(facts->sk + OFFSET_tcp_sock__write_seq);
 	position = read_u32(facts->sk + OFFSET_tcp_sock__copied_seq);
 	/* A receive that meets the FIN has counted it (net/ipv4/tcp.c: found_fin_ok). */
-	if ((facts->state == TCP_CLOSE_WAIT || facts->state == TCP_LAST_ACK || facts->state == TCP_CLOSING ||
-	     facts->state == TCP_CLOSE) &&
+	if (facts->state != TCP_ESTABLISHED && fin_received(facts->sk) &&
 	    position == read_u32(facts->sk + OFFSET_tcp_sock__rcv_nxt))
 		position--;
 	return position;

@@ -20,6 +20,7 @@ struct user_vector {
 #define MESSAGE_VECTORS 16
 #define MESSAGE_BYTES 64 /* struct mmsghdr: user_msghdr (56), msg_len, padding */
 #define MESSAGE_LENGTH 56
+#define MESSAGES_MAX 1024 /* UIO_MAXIOV: the kernel takes no more of one call */
 
 /* --- processes -------------------------------------------------------------------------------------------------- */
 
@@ -85,8 +86,7 @@ static __always_inline int process_watched(void *task, u32 pid) {
 static __always_inline u64 process_token(void *task) {
 	void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
 
-	return read_u64(leader + OFFSET_task_struct__start_boottime) ^
-	       (u64)read_pointer(task + OFFSET_task_struct__mm);
+	return read_u64(leader + OFFSET_task_struct__start_boottime) ^ (u64)read_pointer(task + OFFSET_task_struct__mm);
 }
 
 #define RECHECK_NS 1000000000ULL /* comm may change, and an executable may be replaced, without an exec */
@@ -219,30 +219,59 @@ static __always_inline void flush_payload(struct workspace *w, struct ledger *le
 		send_piece(w, ledger, filled, filled, REASON_NONE, 0);
 }
 
-/* The next segment of the call; 0 when there is none (or it cannot be read). */
+/* The next segment of the call; 0 when there is none (or it cannot be read). A segment counts for no more than its
+ * message got. */
 static __always_inline int next_segment(struct call *call) {
 	struct user_vector vector = {};
+	u32 length = 0;
 
-	if (!call->segments_left) {
+	if (!call->segments_left || !call->message_left) {
 		if (!call->messages_left)
 			return 0;
 		call->messages_left--;
-		/* msg_iov and msg_iovlen of the next message */
+		/* msg_iov and msg_iovlen of the next message, and how much of it was used. */
 		if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->messages + MESSAGE_VECTORS))
 			return 0;
+		call->message_left = call->total;
+		if (call->counted) {
+			if (bpf_probe_read_user(&length, sizeof(length), (void *)call->messages + MESSAGE_LENGTH))
+				return 0;
+			call->message_left = length;
+		}
 		call->messages += MESSAGE_BYTES;
 		call->segments = vector.base;
 		call->segments_left = vector.length;
 		call->left = 0;
-		return 1;
+		if (!call->segments_left || !call->message_left)
+			return 1;
 	}
 	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->segments))
 		return 0;
 	call->segments_left--;
 	call->segments += sizeof(vector);
 	call->at = vector.base;
-	call->left = vector.length;
+	call->left = vector.length < call->message_left ? vector.length : call->message_left;
+	call->message_left -= call->left;
 	return 1;
+}
+
+/* Back to the first segment of the call. */
+static __always_inline void first_segment(struct call *call) {
+	call->left = 0;
+	call->segments_left = 0;
+	call->messages_left = 0;
+	call->message_left = call->total;
+	call->counted = call->kind == KIND_MESSAGES;
+	if (call->kind == KIND_BUFFER) {
+		call->at = call->second;
+		call->left = call->total;
+	} else if (call->kind == KIND_VECTOR) {
+		call->segments = call->second;
+		call->segments_left = call->count;
+	} else if (call->kind != KIND_NO_BYTES) {
+		call->messages = call->second;
+		call->messages_left = call->count;
+	}
 }
 
 /* Calls of many segments, or of more bytes than one piece. State is in the workspace, so that the verifier sees small
@@ -348,35 +377,60 @@ static __always_inline void describe_file(struct workspace *w, u32 descriptor, u
 /* --- the verdict --------------------------------------------------------------------------------------------------- */
 
 /* Look at the first bytes of what was sent or received; may decide what the connection speaks.
- * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
-static __always_inline int judge(struct workspace *w, struct connection *connection, u64 at, u32 available) {
-	u8 direction = w->call.direction & 1;
+ * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). Uses up segments. */
+static __always_inline int judge(struct workspace *w, struct connection *connection) {
+	struct call *call = &w->call;
+	u8 direction = call->direction & 1;
 	u8 *text = w->payload; /* nothing lies there yet */
 	u32 held = connection->prefix_length[direction];
-	u64 wanted = available < PREFIX_BYTES ? available : PREFIX_BYTES;
+	u32 have, i;
 	int looks;
 
-	if (held >= PREFIX_BYTES || connection->prefix_end[direction] != w->call.first_position)
+	if (held >= PREFIX_BYTES || connection->prefix_end[direction] != call->first_position)
 		held = 0;
 	__builtin_memset(text, 0, 2 * PREFIX_BYTES);
 	if (held) {
 		((u64 *)text)[0] = connection->prefix[direction][0];
 		((u64 *)text)[1] = connection->prefix[direction][1];
 	}
-	KEEP_CHECK(wanted);
-	if (wanted > PREFIX_BYTES)
-		return 0;
-	if (bpf_probe_read_user(text + (held & (PREFIX_BYTES - 1)), wanted, (void *)at))
-		return 0;
-	looks = looks_like(text, held + wanted);
+	call->judged = 0;
+	for (i = 0; i < PREFIX_BYTES + 4; i++) {
+		u64 wanted, to;
+
+		have = call->judged;
+		wanted = PREFIX_BYTES - have;
+		to = held + have;
+		if (have >= PREFIX_BYTES || have >= call->total)
+			break;
+		if (!call->left) {
+			if (!next_segment(call))
+				break;
+			continue;
+		}
+		if (wanted > call->left)
+			wanted = call->left;
+		KEEP_CHECK(wanted);
+		if (wanted > PREFIX_BYTES)
+			break;
+		KEEP_CHECK(to);
+		if (to >= 2 * PREFIX_BYTES)
+			break;
+		if (bpf_probe_read_user(text + to, wanted, (void *)call->at))
+			return 0;
+		call->at += wanted;
+		call->left -= wanted;
+		call->judged = have + wanted;
+	}
+	have = call->judged;
+	looks = looks_like(text, held + have);
 	connection->prefix_length[direction] = 0;
 	if (looks == LOOKS_HTTP1) {
 		connection->verdict = VERDICT_HTTP1;
 		return 1;
 	}
-	if (looks == LOOKS_SHORT && held + wanted < PREFIX_BYTES) {
-		connection->prefix_length[direction] = held + wanted;
-		connection->prefix_end[direction] = w->call.first_position + w->call.total;
+	if (looks == LOOKS_SHORT && held + have < PREFIX_BYTES && have == call->total) {
+		connection->prefix_length[direction] = held + have;
+		connection->prefix_end[direction] = call->first_position + have;
 		connection->prefix[direction][0] = ((u64 *)text)[0];
 		connection->prefix[direction][1] = ((u64 *)text)[1];
 		return 1;
@@ -433,6 +487,102 @@ static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 go
 		ledger->announcements_lost++;
 }
 
+/* --- the programs behind sys_exit ---------------------------------------------------------------------------------- */
+
+/* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
+int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+	struct connection *connection;
+	struct control *control;
+	struct call *call;
+	u32 total, i;
+
+	if (!w || !ledger)
+		return 0;
+	call = &w->call;
+	total = call->total;
+	connection = connections.lookup(&call->socket);
+	if (!connection) { /* closed by another thread meanwhile */
+		account(ledger, ROW_LOST, 1, total);
+		return 0;
+	}
+	control = controls.lookup(&call->socket);
+	if (control) {
+		u8 direction = call->direction & 1;
+
+		if (control->flags & CONTROL_IGNORE) {
+			account(ledger, ROW_TUNNEL, 1, total);
+			return 0;
+		}
+		if ((control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) &&
+		    (int)(call->first_position + total - control->skip_until[direction]) < 0) {
+			account(ledger, ROW_OVER_LIMIT, 1, total);
+			return 0;
+		}
+	}
+	if (connection->owner != call->pid && !announce(w, ledger, connection, &w->facts)) {
+		account(ledger, ROW_LOST, 1, total);
+		return 0;
+	}
+	if (call->kind == KIND_NO_BYTES) {
+		u32 captured = 0;
+
+		if (call->reason == REASON_SENDFILE) {
+			describe_file(w, call->second, call->third);
+			captured = sizeof(struct file_source);
+		}
+		send_piece(w, ledger, captured, total, call->reason, captured ? DATA_FILE : 0);
+		return 0;
+	}
+	first_segment(call);
+	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		if (!call->left)
+			next_segment(call);
+	}
+	if (call->left >= total && total <= PIECE_BYTES) {
+		u64 length = total;
+
+		KEEP_CHECK(length);
+		if (length > PIECE_BYTES)
+			return 0;
+		if (bpf_probe_read_user(w->payload, length, (void *)call->at))
+			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
+		else
+			send_piece(w, ledger, length, length, REASON_NONE, 0);
+		return 0;
+	}
+	call->contiguous = call->left >= total;
+	programs.call(ctx, PROGRAM_LONG_CALL);
+	account(ledger, ROW_LOST, 1, total); /* the call above does not come back */
+	return 0;
+}
+
+/* A call on a connection of which it is not known what it speaks. */
+int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+	struct connection *connection;
+
+	if (!w || !ledger)
+		return 0;
+	connection = connections.lookup(&w->call.socket);
+	if (connection) {
+		first_segment(&w->call);
+		if (w->call.kind != KIND_NO_BYTES && judge(w, connection)) {
+			programs.call(ctx, PROGRAM_DELIVER);
+			account(ledger, ROW_LOST, 1, w->call.total);
+			return 0;
+		}
+		account(ledger, row_of_verdict(connection->verdict), 1, w->call.total);
+		return 0;
+	}
+	account(ledger, ROW_NOT_HTTP, 1, w->call.total);
+	return 0;
+}
+
 /* --- sys_exit ------------------------------------------------------------------------------------------------------ */
 
 /* accept and connect: from here on we know the connection from its first byte, and who is the client. */
@@ -454,12 +604,11 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	const void *registers = (const void *)ctx->args[0];
 	struct call_registers arguments = {};
 	struct socket_facts facts;
-	struct user_vector vector = {};
 	struct workspace *w;
 	struct ledger *ledger;
 	struct call *call;
 	struct connection *connection, unknown = {};
-	u32 descriptor, flags = 0, kind, segments = 0;
+	u32 descriptor, flags = 0, kind, messages = 0, i;
 	u64 at, ids;
 	u8 direction, reason = REASON_NONE;
 
@@ -554,10 +703,9 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call = &w->call;
 	if (kind == KIND_MESSAGES) {
 		/* The result is a count of messages; their lengths stand behind each. */
-		u32 messages = result, i;
-
+		messages = result;
 		result = 0;
-		for (i = 0; i < 64; i++) {
+		for (i = 0; i < MESSAGES_MAX; i++) {
 			if (i >= messages)
 				break;
 			u32 length = 0;
@@ -566,9 +714,6 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 					    (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
 			result += length;
 		}
-		call->messages_left = messages;
-	} else {
-		call->messages_left = kind == KIND_MESSAGE;
 	}
 	if (result > 0) {
 		ledger->rows[ROW_TOTAL].calls++;
@@ -634,89 +779,16 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call->first_sent = 0;
 	call->first_lost = 0;
 	call->contiguous = 0;
-	call->left = 0;
-	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC))
+	/* TCP discards what it would have copied; UNIX sockets know no such flag. */
+	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC) && facts.tcp)
 		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;
-
-	/* The first segment: judged by its first bytes, and in most calls the only one. */
-	call->segments_left = 0;
-	if (kind == KIND_BUFFER) {
-		vector.base = at;
-		vector.length = result;
-	} else if (kind != KIND_NO_BYTES) {
-		call->segments = at;
-		call->segments_left = arguments.third;
-		if (kind != KIND_VECTOR) {
-			call->segments_left = 0;
-			call->messages = at;
-			next_segment(call);
-		}
-#pragma unroll
-		for (segments = 0; segments < 3; segments++) {
-			if (call->left || !call->segments_left)
-				break;
-			next_segment(call);
-		}
-		vector.base = call->at;
-		vector.length = call->left;
-	}
-	if (connection->verdict == VERDICT_UNDECIDED) {
-		if (kind == KIND_NO_BYTES || !vector.length ||
-		    !judge(w, connection, vector.base, vector.length < result ? vector.length : result)) {
-			account(ledger, row_of_verdict(connection->verdict), 1, result);
-			return 0;
-		}
-	}
-
-	{
-		struct control *control = controls.lookup(&facts.inode);
-
-		if (control) {
-			if (control->flags & CONTROL_IGNORE) {
-				account(ledger, ROW_TUNNEL, 1, result);
-				return 0;
-			}
-			if (control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) {
-				u32 until = control->skip_until[direction & 1];
-
-				if ((int)(call->first_position + (u32)result - until) < 0) {
-					account(ledger, ROW_OVER_LIMIT, 1, result);
-					return 0;
-				}
-			}
-		}
-	}
-	if (connection->owner != call->pid && !announce(w, ledger, connection, &facts)) {
-		account(ledger, ROW_LOST, 1, result);
-		return 0;
-	}
-
-	if (kind == KIND_NO_BYTES) {
-		u32 captured = 0;
-
-		if (reason == REASON_SENDFILE) {
-			describe_file(w, arguments.second, arguments.third);
-			captured = sizeof(struct file_source);
-		}
-		send_piece(w, ledger, captured, result, reason, captured ? DATA_FILE : 0);
-		return 0;
-	}
-	if (vector.length >= result && result <= PIECE_BYTES) {
-		u64 length = result;
-
-		KEEP_CHECK(length);
-		if (length > PIECE_BYTES)
-			return 0;
-		if (bpf_probe_read_user(w->payload, length, (void *)vector.base))
-			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
-		else
-			send_piece(w, ledger, length, length, REASON_NONE, 0);
-		return 0;
-	}
-	call->at = vector.base;
-	call->left = vector.length;
-	call->contiguous = vector.length >= result;
-	programs.call(ctx, PROGRAM_LONG_CALL);
+	call->kind = kind;
+	call->reason = reason;
+	call->second = at;
+	call->third = arguments.third;
+	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;
+	w->facts = facts;
+	programs.call(ctx, connection->verdict == VERDICT_UNDECIDED ? PROGRAM_JUDGE : PROGRAM_DELIVER);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
 	return 0;
 #if defined(FILTER_PROCESS) || defined(FILTER_PORT)
@@ -733,7 +805,7 @@ filtered:
  * socket; a reset goes to CLOSE at once. */
 int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 	void *sk = (void *)ctx->args[0];
-	int state = ctx->args[2];
+	int before = ctx->args[1], state = ctx->args[2];
 	struct connection *connection;
 	u64 inode;
 	u8 shutdown = 0, gone;
@@ -746,11 +818,21 @@ int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 	connection = connections.lookup(&inode);
 	if (!connection)
 		return 0;
+	/* close() sets both before it changes the state. Without it the socket is still there: after a reset, or after
+	 * both sides' FIN, what has arrived can still be read. */
 	bpf_probe_read_kernel(&shutdown, sizeof(shutdown), sk + OFFSET_sock__sk_shutdown);
-	gone = state == TCP_CLOSE || (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
-	if (connection->owner)
-		send_closed(inode, bpf_ktime_get_ns(), gone ? DIRECTION_BOTH : DIRECTION_SEND, gone,
+	gone = (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
+	if (state == TCP_CLOSE && (before == TCP_FIN_WAIT2 || before == TCP_CLOSING || before == TCP_LAST_ACK))
+		gone = 0; /* it ended by itself; closed ones have no socket any more */
+	if (connection->owner) {
+		u64 now = bpf_ktime_get_ns();
+
+		send_closed(inode, now, gone ? DIRECTION_BOTH : DIRECTION_SEND, gone,
 			    read_u32(sk + OFFSET_tcp_sock__write_seq));
+		if (state == TCP_CLOSE && !gone)
+			send_closed(inode, now, DIRECTION_RECV, 0,
+				    read_u32(sk + OFFSET_tcp_sock__rcv_nxt) - fin_received(sk));
+	}
 	if (gone) {
 		connections.delete(&inode);
 		controls.delete(&inode);
@@ -775,12 +857,12 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx) {
 	return 0;
 }
 
-/* sched:sched_process_exit(task): a pid may be given to another process. */
+/* sched:sched_process_exit(task): with its last thread a process is gone, and its pid may be given to another. */
 int on_exit(struct bpf_raw_tracepoint_args *ctx) {
-	u64 ids = bpf_get_current_pid_tgid();
-	u32 pid = ids >> 32;
+	void *signal = read_pointer((void *)ctx->args[0] + OFFSET_task_struct__signal);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
-	if (pid == (u32)ids)
+	if (!read_u32(signal + OFFSET_signal_struct__live))
 		watched_pids.delete(&pid);
 	return 0;
 }

@@ -38,7 +38,8 @@ examples:
   sudo netprofiler --port 8080                  one port, on the terminal
   sudo netprofiler -o - -- curl -s http://host/ what one command says
 
-`netprofiler VERB --help` has each verb's options. Filters may be repeated: the same kind is OR, kinds are AND.
+`netprofiler VERB --help` has each verb's options, `netprofiler doctor` says what
+is missing here. Filters may be repeated: of one kind they are OR, kinds are AND.
 """
 
 
@@ -76,7 +77,7 @@ def _main(arguments: Sequence[str]) -> int:
             raise CommandError(
                 f"there is no verb {verb!r}", ExitCode.USAGE, remedy=f"it is one of {', '.join(VERBS)}"
             )
-    if command and verb != "run":
+    if command and verb not in ("run", "record"):
         raise CommandError(f"`netprofiler {verb}` takes no `-- COMMAND`", ExitCode.USAGE)
     module = importlib.import_module(f"netprofiler.commands.{verb}")
     parser = _Parser(

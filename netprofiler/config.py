@@ -57,7 +57,7 @@ def _whole(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def _seconds(text: str) -> float:
-    """a number of seconds, 0 or more"""
+    """A number of seconds, 0 or more"""
     value = float(text)
     if not 0 <= value < 1e9:
         raise ValueError
@@ -65,14 +65,14 @@ def _seconds(text: str) -> float:
 
 
 def _text(text: str) -> str:
-    """a text that is not empty"""
+    """A text that is not empty"""
     if not text:
         raise ValueError
     return text
 
 
 def _log_format(text: str) -> str:
-    """text or json"""
+    """Text or json"""
     if text not in ("text", "json"):
         raise ValueError
     return text
@@ -94,6 +94,8 @@ class Option:
     short: str | None = None
     capture_only: bool = False
     """Means nothing to `replay`."""
+    record_too: bool = False
+    """Means something to `record`, which makes no records of its own."""
 
     @property
     def attribute(self) -> str:
@@ -106,24 +108,24 @@ _PORT = _whole(1, 65_535)
 OPTIONS: Final = (
     Option("output", _text, "FILE", "JSON Lines to FILE (0600, appended to); - is standard output", short="o"),
     Option("no-output", None, "", "write no records"),
-    Option("pid", _PID, "N", "watch this process and its children", True, capture_only=True),
-    Option("exclude-pid", _PID, "N", "leave it and its children out", True, capture_only=True),
-    Option("comm", _text, "NAME", "watch processes of this name", True, capture_only=True),
-    Option("exclude-comm", _text, "NAME", "leave them out", True, capture_only=True),
-    Option("exe", _text, "PATH", "watch processes of this executable", True, capture_only=True),
-    Option("exclude-exe", _text, "PATH", "leave them out", True, capture_only=True),
-    Option("port", _PORT, "N", "watch connections from or to this port", True, capture_only=True),
-    Option("exclude-port", _PORT, "N", "leave them out", True, capture_only=True),
+    Option("pid", _PID, "N", "watch this process and its children", True, record_too=True),
+    Option("exclude-pid", _PID, "N", "leave it and its children out", True, record_too=True),
+    Option("comm", _text, "NAME", "watch processes of this name", True, record_too=True),
+    Option("exclude-comm", _text, "NAME", "leave them out", True, record_too=True),
+    Option("exe", _text, "PATH", "watch processes of this executable", True, capture_only=True, record_too=True),
+    Option("exclude-exe", _text, "PATH", "leave them out", True, capture_only=True, record_too=True),
+    Option("port", _PORT, "N", "watch connections from or to this port", True, record_too=True),
+    Option("exclude-port", _PORT, "N", "leave them out", True, record_too=True),
     Option("stream-interval", _seconds, "SECONDS", "interim record of a message that takes longer (5; 0: none)"),
-    Option("ledger", _text, "FILE", "write the ledger as JSON at the end"),
+    Option("ledger", _text, "FILE", "write the ledger as JSON at the end", record_too=True),
     Option("body-limit", _whole(0, BODY_LIMIT_MAX), "BYTES", "keep this much of a body (4096)"),
     Option("no-raw-payload", None, "", "leave raw_payload out"),
     Option("redact", _text, "NAME", "one more name whose value is a secret", True),
     Option("no-redact", None, "", "write secrets as they are"),
-    Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True),
+    Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True, record_too=True),
     Option("count", _whole(1, 1 << 62), "N", "stop after N records"),
-    Option("verbose", None, "", "more of the agent's own log", short="v"),
-    Option("log-format", _log_format, "FORMAT", "of the agent's own log: text (default) or json"),
+    Option("verbose", None, "", "more of the agent's own log", short="v", record_too=True),
+    Option("log-format", _log_format, "FORMAT", "of the agent's own log: text (default) or json", record_too=True),
 )
 _BY_ATTRIBUTE: Final = {option.attribute: option for option in OPTIONS}
 _ENVIRONMENT_PREFIX: Final = "NETPROFILER_"
@@ -134,15 +136,15 @@ def _convert(option: Option, value: str, source: str) -> Any:
     try:
         return option.convert(value)
     except (ValueError, OverflowError):
-        raise CommandError(
-            f"{source}: {value!r} is not {option.convert.__doc__}", ExitCode.USAGE
-        ) from None
+        what = option.convert.__doc__ or ""
+        what = what[:1].lower() + what[1:]
+        raise CommandError(f"{source}: {value!r} is not {what}", ExitCode.USAGE) from None
 
 
-def add_options(parser: argparse.ArgumentParser, *, capture: bool) -> None:
+def add_options(parser: argparse.ArgumentParser, *, capture: bool, outputs: bool = True) -> None:
     """Defaults are SUPPRESSed, so that what was not said can come from elsewhere."""
     for option in OPTIONS:
-        if option.capture_only and not capture:
+        if (option.capture_only and not capture) or not (option.record_too or outputs):
             continue
         names = ([f"-{option.short}"] if option.short else []) + [f"--{option.name}"]
         if option.convert is None:

@@ -11,7 +11,6 @@ Time is what the records say; `tick` is told the time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Final, NamedTuple
@@ -23,8 +22,12 @@ from netprofiler.pairing import Pairing
 from netprofiler.protocols.http1 import (
     CHUNKED,
     MAX_HEAD_BYTES,
+    METHODS,
+    START_MAX_BYTES,
+    UNFRAMED,
     UNTIL_CLOSE,
     HeadParser,
+    begins_with_method,
     body_length,
     head_end,
     looks_like_request,
@@ -36,6 +39,9 @@ HOLD_NS: Final = 250_000_000
 """How long a direction waits for bytes that are missing in it, and a response for its request: system calls of two
 threads reach the ring some microseconds out of order, a packet capture may be reordered by a retransmission (200 ms)."""
 
+LINGER_NS: Final = 60_000_000_000
+"""The peer has ended, and the last bytes have arrived but are not read: a slow reader gets this long."""
+
 SKIP_WORTH_BYTES: Final = 256 * 1024
 """A body with at least this much still to come is skipped in the kernel. Less is copied before we could say so."""
 SKIP_MAX_BYTES: Final = 1 << 30
@@ -45,7 +51,8 @@ LINE_MAX_BYTES: Final = 16 * 1024
 """A chunk-size line with extensions; h11 and servers stop at less."""
 TRAILERS_MAX_BYTES: Final = 64 * 1024
 BLOCKED_BYTES_MAX: Final = 1024 * 1024
-"""Bytes of responses that wait for their request to show up."""
+BLOCKED_SEGMENTS_MAX: Final = 4096
+"""Bytes, and pieces, of responses that wait for their request to show up."""
 
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
@@ -98,6 +105,9 @@ class _State(Enum):
     TUNNEL = auto()
 
 
+_BUDGET: Final = -2
+"""Reason of missing bytes: over the limit of what is copied, where the framing needed them."""
+
 _BODY_STATES: Final = frozenset(
     (
         _State.LENGTH,
@@ -114,10 +124,14 @@ class _Reader:
     """One direction. The attributes that the short way touches come first."""
 
     __slots__ = (
+        "base",
         "blocked",
+        "blocked_bytes",
         "calls",
         "direction",
+        "doubtful",
         "end",
+        "end_seen",
         "finished",
         "holding",
         "idle",
@@ -136,12 +150,16 @@ class _Reader:
         "unknown_request",
     )
 
-    def __init__(self, direction: int, position: int) -> None:
+    def __init__(self, direction: int, position: int, fresh: bool) -> None:
         self.direction = direction
-        self.idle = True
+        self.idle = fresh
         """At the beginning of a message, with nothing in hand."""
+        self.doubtful = not fresh
+        """What comes next may have been cut at its beginning."""
         self.next = position
         """Position of the byte that comes next."""
+        self.base = position
+        """Position of the first byte."""
         self.state = _State.START
         self.message: Message | None = None
         self.stash = bytearray()
@@ -155,14 +173,20 @@ class _Reader:
         self.unknown_request = False
         self.holding: Holding | None = None
         self.blocked: list[Segment] | None = None
+        self.blocked_bytes = 0
         self.unattributed = 0
+        """Bytes of what was fed here that no row of the ledger has yet; what is held or blocked is not among them."""
         self.calls = 0
         self.end: int | None = None
         """Position at which the direction is known to end."""
+        self.end_seen = False
+        """It ended by itself, and not because the socket is gone."""
         self.finished = False
 
 
 class Connection:
+    """See above."""
+
     __slots__ = (
         "_is_client_known",
         "gone_ns",
@@ -184,7 +208,7 @@ class Connection:
         self.link = link
         self.pairing = Pairing(fresh)
         send, recv = positions or (-1, -1)
-        self.readers = (_Reader(wire.SEND, send), _Reader(wire.RECV, recv))
+        self.readers = (_Reader(wire.SEND, send, fresh), _Reader(wire.RECV, recv, fresh))
         self.request_direction = -1
         self.last_ns = now_ns
         self.quiet_since_ns = 0
@@ -207,7 +231,8 @@ class Connection:
         payload: bytes,
     ) -> None:
         """A piece of a system call: `length` bytes of the stream at `position`, and `payload`, which is as long or
-        (where `reason` says why) less."""
+        (where `reason` says why) less.
+        """
         reader = self.readers[direction]
         shared = self.shared
         if reader.idle and position == reader.next and not reason:
@@ -291,23 +316,26 @@ class Connection:
         self._receive_long(reader, flags & 1, Segment(position, length, payload, reason, time_ns, pid, tid))
 
     def _receive_long(self, reader: _Reader, calls: int, segment: Segment) -> None:
-        reader.unattributed += segment.length
         reader.calls += calls
         if reader.next < 0:
-            reader.next = segment.position
+            reader.next = reader.base = segment.position
         ahead = distance(segment.position, reader.next)
-        if ahead == 0 and reader.holding is None:
+        if ahead == 0:
             self._in_order(reader, segment)
+            if reader.holding is not None:
+                self._release(reader, force=False)
         elif ahead > 0 and reader.skipping and reader.state is _State.LENGTH and ahead <= reader.remaining:
             # What we told the kernel side to skip: it is in its own ledger row.
             self._missing(reader, ahead, wire.REASON_OVER_LIMIT, segment.time_ns)
             reader.next = segment.position
+            reader.skipping = False
             self._in_order(reader, segment)
         else:
             if reader.holding is None:
                 reader.holding = Holding()
             reader.holding.add(segment)
-            self._release(reader, force=reader.holding.full)
+            if ahead < 0 or reader.holding.full:
+                self._release(reader, force=reader.holding.full)
         self._check_end(reader, segment.time_ns)
         self.last_ns = segment.time_ns
         self._mark(reader)
@@ -316,32 +344,40 @@ class Connection:
         holding = reader.holding
         if holding is None:
             return
-        reader.holding = None  # what comes out goes the straight way
-        for item in holding.release(reader.next, force):
+        items, seen_twice = holding.release(reader.next, force)
+        self.shared.counters.rows["unparsed"].bytes += seen_twice
+        if not holding.segments:
+            reader.holding = None
+        for item in items:
             if isinstance(item, Gap):
                 self._gap(reader, item.length, item.time_ns)
             else:
                 self._in_order(reader, item)
-        if holding.segments:
-            reader.holding = holding
-        # What was cut away, seen twice, is in nobody's hands.
-        in_hand = holding.bytes
-        if reader.idle and reader.unattributed > in_hand:
-            self._attribute(reader, "unparsed", in_hand)
 
     def _mark(self, reader: _Reader) -> None:
         """Keep `idle` and the set of connections that wait for something true."""
         reader.idle = reader.state is _State.START and reader.holding is None and reader.blocked is None
-        if not (self.readers[0].idle and self.readers[1].idle):
+        if not reader.idle and self._waits(reader):
             self.shared.busy.add(self)
+
+    def _waits(self, reader: _Reader) -> bool:
+        """Is there something that time brings about? Not so in a tunnel, or in an answer that streams for hours."""
+        return (
+            reader.holding is not None
+            or reader.blocked is not None
+            or (reader.end is not None and not reader.finished)
+            or (reader.message is not None and not reader.interim and self.shared.stream_interval_ns > 0)
+        )
 
     def _in_order(self, reader: _Reader, segment: Segment) -> None:
         reader.next = (segment.position + segment.length) & POSITION_MASK
         if reader.blocked is not None:
             reader.blocked.append(segment)
-            if sum(held.length for held in reader.blocked) > BLOCKED_BYTES_MAX:
+            reader.blocked_bytes += len(segment.payload)
+            if reader.blocked_bytes > BLOCKED_BYTES_MAX or len(reader.blocked) > BLOCKED_SEGMENTS_MAX:
                 self._give_up_waiting(reader)
             return
+        reader.unattributed += segment.length
         if segment.reason:
             if segment.payload and reader.keeping and reader.message is not None and reader.state is _State.LENGTH:
                 self._keep(reader, segment.payload[: segment.length])
@@ -373,16 +409,16 @@ class Connection:
                     return
             elif state is _State.LENGTH:
                 taken = min(size - at, reader.remaining)
-                if reader.unknown_request and reader.message is not None and not reader.message.body_bytes:
-                    # No body after all: the request that we do not know was a HEAD.
-                    if data.startswith(b"HTTP/1.", at):
-                        self._end_message(reader, segment.time_ns, size - at)
-                        continue
+                if reader.unknown_request and self._is_bodiless(reader, data, at):
+                    self._end_message(reader, segment.time_ns, size - at)
+                    continue
                 self._take_body(reader, data[at : at + taken], segment.time_ns)
                 reader.remaining -= taken
                 at += taken
                 if not reader.remaining:
                     self._end_message(reader, segment.time_ns, size - at)
+                elif reader.remaining > SKIP_WORTH_BYTES and not reader.skipping:
+                    self._ask_to_skip(reader)
             elif state is _State.CHUNK_DATA:
                 taken = min(size - at, reader.remaining)
                 self._take_body(reader, data[at : at + taken], segment.time_ns)
@@ -403,20 +439,29 @@ class Connection:
             else:
                 at = self._feed_line(reader, data, at, segment)
 
+    @staticmethod
+    def _is_bodiless(reader: _Reader, data: bytes, at: int) -> bool:
+        """No body after all: the request that we do not know was a HEAD."""
+        return reader.message is not None and not reader.message.body_bytes and data.startswith(b"HTTP/1.", at)
+
     def _resynchronise(self, reader: _Reader, data: bytes, at: int) -> bool:
         """Lost in the stream: does a message begin with this piece?"""
         if at:
             return False
         if self.request_direction < 0:
-            begins = looks_like_request(data) or looks_like_response(data)
+            begins = begins_with_method(data) or looks_like_response(data)
         elif reader.direction == self.request_direction:
-            begins = looks_like_request(data)
+            begins = begins_with_method(data)
         else:
             begins = looks_like_response(data)
         if begins:
+            # What went by since may have held messages.
+            if self.request_direction >= 0 and reader.direction != self.request_direction:
+                self.pairing.lost(requests=False)
             # What was in hand before belongs to nothing.
             self._attribute(reader, "unparsed", len(data))
             reader.state = _State.START
+            reader.doubtful = True
         return begins
 
     def _feed_head(self, reader: _Reader, data: bytes, at: int, segment: Segment) -> int:
@@ -427,7 +472,7 @@ class Connection:
         before = len(reader.stash)
         if before:
             reader.stash += data[at:]
-            end = head_end(bytes(reader.stash), max(0, before - 3))
+            end = head_end(reader.stash, max(0, before - 3))
             block = bytes(reader.stash[:end]) if end > 0 else b""
             if end > 0:
                 reader.stash.clear()
@@ -444,9 +489,10 @@ class Connection:
         is_request = self._is_request(reader, block)
         heads = self.shared.heads
         head = heads.request(block) if is_request else heads.response(block)
-        if head is None:
+        if head is None or (reader.doubtful and is_request and head.method.encode() not in METHODS):
             self._lose(reader, "unparsed", keep=size - at - used)
             return at + used
+        reader.doubtful = False
         if self.request_direction < 0:
             self._decide_role(reader.direction, is_request)
         if is_request:
@@ -456,25 +502,34 @@ class Connection:
             if other.blocked is not None and self.pairing.waiting:
                 self._unblock(other)
             return at + used
-        if not self.pairing.waiting and self.pairing.may_come_late and reader.blocked is None:
+        if self._may_come_late():
             # Its request may be on its way to us. All of it waits, from its first byte on.
             reader.state = _State.START
             reader.blocked = [replace(start, length=len(block), payload=block)]
             rest = segment.without_start(at + used)
             if rest.length:
                 reader.blocked.append(rest)
+            reader.blocked_bytes = len(block) + rest.length
+            reader.unattributed -= reader.blocked_bytes
             return -1
         self._begin_response(reader, head, start, size - at - used)
         return at + used
 
+    def _may_come_late(self) -> bool:
+        """A response has begun and nobody waits: may its request be on its way to us? A send is seen when it returns,
+        and another thread may have the answer before that. A receive is seen before anybody can act on it: a server's
+        answer does not overtake its request.
+        """
+        if self.request_direction != wire.SEND and not self.link.passive:
+            return False
+        return not self.pairing.waiting and self.pairing.may_come_late
+
     def _may_be_head(self, reader: _Reader) -> bool:
         """So that a connection which speaks something else is not waited for until MAX_HEAD_BYTES."""
         stash = bytes(reader.stash[:4096])
-        if b"\n" not in stash and len(stash) < 4096:
-            return True  # a long target, perhaps
-        if b"\n" in stash:
-            return looks_like_request(stash) or looks_like_response(stash)
-        return True
+        if b"\n" not in stash and len(stash) <= START_MAX_BYTES:
+            return True
+        return looks_like_request(stash) or looks_like_response(stash)
 
     def _is_request(self, reader: _Reader, block: bytes) -> bool:
         if self.request_direction < 0:
@@ -487,7 +542,8 @@ class Connection:
         self.link.rendered.clear()
 
     def _response_under_way(self) -> bool:
-        return not self.readers[1 - self.request_direction].idle
+        reader = self.readers[1 - self.request_direction]
+        return reader.state is not _State.START or reader.holding is not None or reader.blocked is not None
 
     def _begin(self, reader: _Reader, head: Head, start: Segment, request: Message | None) -> Message:
         pairing = self.pairing
@@ -536,9 +592,10 @@ class Connection:
         if head.status == 101 or (method == "CONNECT" and 200 <= head.status < 300):
             for each in self.readers:
                 if each.message is not None:
-                    self._cut_short(each, Completeness.PARTIAL, "partial", start.time_ns)
+                    self._cut_short(each, Completeness.PARTIAL, "partial")
                 each.state = _State.TUNNEL
                 each.stash.clear()
+                each.idle = False
             self.shared.commands.append(Ignore(self.socket))
 
     def _frame(self, reader: _Reader, length: int, left: int) -> None:
@@ -550,21 +607,25 @@ class Connection:
             reader.raw = bytearray()
         elif length == UNTIL_CLOSE:
             reader.state = _State.UNTIL_CLOSE
+        elif length == UNFRAMED:
+            # RFC 9112, section 6.3, rule 5: nobody can go on from here; who gets it answers 400 and closes.
+            self._cut_short(reader, Completeness.PARTIAL, "recorded", left)
+            self.pairing.lost(requests=message.head.is_request)
         elif length:
             reader.state = _State.LENGTH
             reader.remaining = length
-            self._ask_to_skip(reader, left)
         else:
             self._end_message(reader, message.end_ns, left)
 
-    def _ask_to_skip(self, reader: _Reader, at_hand: int) -> None:
-        """A large body of known length: the kernel side need not copy what we would not keep."""
-        ahead = reader.remaining - at_hand
-        reader.skipping = ahead > SKIP_WORTH_BYTES and self.link.positions_are_sequence_numbers
-        if reader.skipping:
-            # All but the last byte, so that the call that ends the body still tells us when. reader.next is already
-            # the position behind this piece.
-            until = (reader.next + min(ahead, SKIP_MAX_BYTES) - 1) & POSITION_MASK
+    def _ask_to_skip(self, reader: _Reader) -> None:
+        """A large body of known length: the kernel side need not copy what we would not keep. The piece at hand is
+        used up, so reader.next is the position of the first of `remaining` bytes.
+        """
+        kept_all = not reader.keeping or len(reader.kept) >= self.shared.body_limit
+        if kept_all and self.link.positions_are_sequence_numbers:
+            reader.skipping = True
+            # All but the last byte, so that the call that ends the body still tells us when.
+            until = (reader.next + min(reader.remaining, SKIP_MAX_BYTES) - 1) & POSITION_MASK
             self.shared.commands.append(Skip(self.socket, reader.direction, until))
 
     def _feed_line(self, reader: _Reader, data: bytes, at: int, segment: Segment) -> int:
@@ -572,7 +633,8 @@ class Connection:
         end = data.find(b"\n", at) + 1
         used = (end or len(data)) - at
         reader.stash += data[at : at + used]
-        self._keep_raw(reader, data[at : at + used])
+        if reader.state is not _State.TRAILERS:
+            self._keep_raw(reader, data[at : at + used])
         message = reader.message
         assert message is not None
         message.stream_bytes += used
@@ -580,17 +642,20 @@ class Connection:
         left = len(data) - at - used
         limit = TRAILERS_MAX_BYTES if reader.state is _State.TRAILERS else LINE_MAX_BYTES
         if len(reader.stash) > limit:
-            self._cut_short(reader, Completeness.PARTIAL, "unparsed", segment.time_ns, left)
+            self._cut_short(reader, Completeness.PARTIAL, "unparsed", left)
             return at + used
         if not end:
             return at + used
-        line = bytes(reader.stash)
         if reader.state is _State.TRAILERS:
-            if line.endswith((b"\n\n", b"\n\r\n")) or line in (b"\r\n", b"\n"):
+            if reader.stash.endswith((b"\n\n", b"\n\r\n")) or not reader.stash.strip(b"\r\n"):
+                trailers = bytes(reader.stash)
                 reader.stash.clear()
-                message.trailers = _parse_trailers(line)
+                message.trailers = parse_trailers(trailers)
+                # Only now, whole: what a sink has to redact it finds in `trailers`.
+                self._keep_raw(reader, trailers)
                 self._end_message(reader, segment.time_ns, left)
             return at + used
+        line = bytes(reader.stash)
         reader.stash.clear()
         if reader.state is _State.CHUNK_END:
             if line in (b"\r\n", b"\n"):
@@ -603,7 +668,7 @@ class Connection:
                 reader.state = _State.CHUNK_DATA if reader.remaining else _State.TRAILERS
                 return at + used
         # No chunked coding: what follows cannot be framed.
-        self._cut_short(reader, Completeness.PARTIAL, "unparsed", segment.time_ns, left)
+        self._cut_short(reader, Completeness.PARTIAL, "unparsed", left)
         return at + used
 
     def _take_body(self, reader: _Reader, data: bytes, time_ns: int) -> None:
@@ -613,9 +678,9 @@ class Connection:
         message.stream_bytes += size
         message.body_bytes += size
         message.end_ns = time_ns
+        self._keep_raw(reader, data)
         if reader.keeping:
             self._keep(reader, data)
-        self._keep_raw(reader, data)
 
     def _keep(self, reader: _Reader, data: bytes) -> None:
         room = self.shared.body_limit - len(reader.kept)
@@ -626,12 +691,14 @@ class Connection:
     def _keep_raw(self, reader: _Reader, data: bytes) -> None:
         if reader.raw is not None:
             room = self.shared.body_limit - len(reader.raw)
-            if room > 0 and reader.keeping:
+            if room > 0 and reader.message is not None and not reader.message.missing_bytes:
                 reader.raw += data[:room]
 
     # --- what was not seen -------------------------------------------------------------------------------------------
 
     def _gap(self, reader: _Reader, length: int, time_ns: int) -> None:
+        if reader.blocked is not None:
+            self._give_up_waiting(reader)
         reader.next = (reader.next + length) & POSITION_MASK
         self._missing(reader, length, -1, time_ns)
 
@@ -657,9 +724,16 @@ class Connection:
             return
         # A message may have begun in there.
         if message is not None and state in _BODY_STATES:
-            known = reader.remaining if state in (_State.LENGTH, _State.CHUNK_DATA) else 0
-            self._note_missing(reader, message, known or length, reason)
-            self._cut_short(reader, Completeness.GAP, "gap", time_ns)
+            if reason == wire.REASON_OVER_LIMIT:
+                reason = _BUDGET
+            if state is _State.LENGTH:
+                self._note_missing(reader, message, reader.remaining, reason)
+            else:
+                # How much of it belonged to this message nobody knows: its sizes stay at what was seen.
+                seen, body = message.stream_bytes, message.body_bytes
+                self._note_missing(reader, message, length, reason)
+                message.stream_bytes, message.body_bytes = seen, body
+            self._cut_short(reader, Completeness.GAP, "gap")
         else:
             self._lose(reader, "unparsed")
         self._uncertain(reader)
@@ -674,7 +748,7 @@ class Connection:
             return
         message.completeness = Completeness.GAP
         message.missing_bytes += length
-        name = wire.REASONS[reason] if reason > 0 else "unknown"
+        name = "budget" if reason == _BUDGET else wire.REASONS[reason] if reason > 0 else "unknown"
         if message.missing_reason in ("", name):
             message.missing_reason = name
         else:
@@ -691,20 +765,20 @@ class Connection:
 
     def _lose(self, reader: _Reader, row: str, keep: int = 0) -> None:
         """Give up what is in hand; go on at the next message that begins with a piece."""
+        start = reader.stash_start
+        in_the_middle = start is not None and start.position == reader.base
         reader.stash.clear()
         reader.stash_start = None
         reader.message = None
         reader.skipping = False
         reader.state = _State.LOST
         self._attribute(reader, row, keep)
-        if self.request_direction >= 0:
-            self.pairing.lost(requests=reader.direction == self.request_direction)
-        else:
+        if self.request_direction < 0 or in_the_middle:
             self.pairing.joined()
+        else:
+            self.pairing.lost(requests=reader.direction == self.request_direction)
 
-    def _cut_short(
-        self, reader: _Reader, completeness: Completeness, row: str, time_ns: int, keep: int = 0, *, lost: bool = True
-    ) -> None:
+    def _cut_short(self, reader: _Reader, completeness: Completeness, row: str, keep: int = 0) -> None:
         """The message ends here, though it was not over."""
         message = reader.message
         assert message is not None
@@ -715,7 +789,7 @@ class Connection:
         reader.skipping = False
         reader.state = _State.LOST
         self._attribute(reader, row, keep)
-        if lost and self.request_direction >= 0 and row == "unparsed":
+        if row == "unparsed":
             self.pairing.lost(requests=reader.direction == self.request_direction)
 
     # --- messages out ------------------------------------------------------------------------------------------------
@@ -741,9 +815,7 @@ class Connection:
         self.shared.out.append(message)
 
     def _attribute(self, reader: _Reader, row: str, keep: int) -> None:
-        """Everything in hand but the last `keep` bytes (and what waits for its turn) goes to a row of the ledger."""
-        if reader.holding is not None:
-            keep += sum(segment.length for segment in reader.holding.segments)
+        """Everything in hand but the last `keep` bytes goes to a row of the ledger."""
         entry: Row = self.shared.counters.rows[row]
         entry.bytes += reader.unattributed - keep
         entry.calls += reader.calls
@@ -753,12 +825,12 @@ class Connection:
     # --- responses that wait for their request -----------------------------------------------------------------------
 
     def _unblock(self, reader: _Reader) -> None:
-        blocked = reader.blocked
+        blocked = reader.blocked or []
         reader.blocked = None
-        next_position = reader.next
-        for segment in blocked or ():
-            self._in_order(reader, segment)
-        reader.next = next_position
+        reader.blocked_bytes = 0
+        for segment in blocked:
+            self._in_order(reader, segment)  # which ends with `next` where it was
+        self._check_end(reader, self.last_ns)
         self._mark(reader)
 
     def _give_up_waiting(self, reader: _Reader) -> None:
@@ -773,13 +845,18 @@ class Connection:
             self.gone_ns = time_ns
         for reader in self.readers:
             if direction in (reader.direction, wire.BOTH):
-                # Of a socket that is gone, only the sent side's position is known; ours is where it got to.
-                reader.end = position if direction == reader.direction else reader.next
+                known = reader.direction in (direction, wire.SEND)
+                reader.end_seen = reader.end_seen or known
+                if reader.end is None:
+                    # Of a socket that is gone the sent side's position is known; the other ends where it got to.
+                    reader.end = position if known else reader.next & POSITION_MASK
                 self._check_end(reader, time_ns)
                 self._mark(reader)
 
     def _check_end(self, reader: _Reader, time_ns: int) -> None:
-        if reader.end is not None and not reader.finished and distance(reader.next, reader.end) >= 0:
+        if reader.end is None or reader.finished or reader.blocked is not None:
+            return
+        if reader.next < 0 or distance(reader.next, reader.end) >= 0:
             self._finish(reader, time_ns)
 
     def _finish(self, reader: _Reader, time_ns: int) -> None:
@@ -788,12 +865,16 @@ class Connection:
             self._give_up_waiting(reader)
         self._release(reader, force=True)
         reader.finished = reader.end is not None
+        if reader.end is not None and reader.next >= 0:
+            behind = distance(reader.end, reader.next)
+            if behind > 0 and reader.state is not _State.START:
+                self._missing(reader, behind, wire.REASON_OVER_LIMIT if reader.skipping else -1, time_ns)
         message = reader.message
-        if message is not None and reader.state is _State.UNTIL_CLOSE and reader.finished:
+        if message is not None and reader.state is _State.UNTIL_CLOSE and reader.end_seen:
             self._end_message(reader, message.end_ns, 0)
         elif message is not None:
             gap = message.completeness is Completeness.GAP
-            self._cut_short(reader, Completeness.GAP if gap else Completeness.PARTIAL, "partial", time_ns, lost=False)
+            self._cut_short(reader, Completeness.GAP if gap else Completeness.PARTIAL, "partial")
         elif reader.unattributed or reader.calls:
             tunnel = reader.state is _State.TUNNEL
             self._attribute(reader, "tunnel" if tunnel else "unparsed", 0)
@@ -812,7 +893,8 @@ class Connection:
             if reader.holding is not None and now_ns - reader.holding.since_ns > HOLD_NS:
                 self._release(reader, force=True)
                 self._check_end(reader, now_ns)
-            if reader.end is not None and not reader.finished and now_ns - self.last_ns > HOLD_NS:
+            patience_ns = HOLD_NS if self.gone_ns else LINGER_NS
+            if reader.end is not None and not reader.finished and now_ns - self.last_ns > patience_ns:
                 self._finish(reader, now_ns)
             message = reader.message
             interval = self.shared.stream_interval_ns
@@ -827,7 +909,7 @@ class Connection:
                     )
                 )
             self._mark(reader)
-            waits = waits or not reader.idle
+            waits = waits or self._waits(reader)
         return waits
 
     def drain(self, now_ns: int) -> None:
@@ -837,13 +919,11 @@ class Connection:
                 self._finish(reader, now_ns)
 
 
-def _parse_trailers(block: bytes) -> tuple[tuple[str, str], ...]:
+def parse_trailers(block: bytes) -> tuple[tuple[str, str], ...]:
+    """The lines of a trailer section, with the empty line that ends it → names and values."""
     trailers = []
     for line in block.split(b"\n"):
         name, colon, value = line.strip(b"\r").partition(b":")
         if colon and name:
             trailers.append((name.decode("utf-8", "replace"), value.strip(b" \t").decode("utf-8", "replace")))
     return tuple(trailers)
-
-
-MessageHandler = Callable[[list[Message]], None]

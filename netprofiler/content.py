@@ -16,6 +16,8 @@ import zstandard
 
 CODINGS_MAX: Final = 4
 """Codings on top of each other; in practice one."""
+ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""RFC 9659: more than this no HTTP body may ask for."""
 
 
 def _inflate(body: bytes, window_bits: int, limit: int) -> tuple[bytes, bool]:
@@ -25,7 +27,14 @@ def _inflate(body: bytes, window_bits: int, limit: int) -> tuple[bytes, bool]:
 
 
 def _gzip(body: bytes, limit: int) -> tuple[bytes, bool]:
-    return _inflate(body, 16 + zlib.MAX_WBITS, limit)
+    # RFC 1952, section 2.2: members one after the other; what follows the last and is none is padding.
+    out = b""
+    while True:
+        decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        out += decoder.decompress(body, limit + 1 - len(out))
+        body = decoder.unused_data
+        if len(out) > limit or not body.startswith(b"\x1f\x8b"):
+            return out[:limit], len(out) <= limit
 
 
 def _deflate(body: bytes, limit: int) -> tuple[bytes, bool]:
@@ -44,7 +53,9 @@ def _brotli(body: bytes, limit: int) -> tuple[bytes, bool]:
 
 
 def _zstd(body: bytes, limit: int) -> tuple[bytes, bool]:
-    with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
+    with zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).stream_reader(
+        body, read_across_frames=True
+    ) as reader:
         out = reader.read(limit + 1)
     return out[:limit], len(out) <= limit
 

@@ -53,14 +53,16 @@ class Fields:
     headers: tuple[tuple[str, str], ...]
     """Name as sent, value; in order."""
     content_length: int | None
-    """None: absent, or not a number."""
+    """None: absent, not a number, or overridden by a transfer coding."""
+    unframed: bool
+    """Where the body ends cannot be told."""
     chunked: bool
     """The last transfer coding is chunked."""
     content_encoding: tuple[str, ...]
     """Codings in the order in which they were applied, lower case."""
     upgrade: bool
     raw: str
-    """The block as text, without the last empty line's CRLF."""
+    """The block as text, with the empty line that ends it; bytes that are not UTF-8 as U+FFFD."""
     rendered: Any = None
 
 
@@ -80,7 +82,7 @@ class Head:
     reason: str
     fields: Fields
     start_line: str
-    """As sent, without the line end."""
+    """As it was on the stream, with the line end; bytes that are not UTF-8 as U+FFFD."""
     size: int
     """Bytes on the stream, with the empty line that ends it."""
     plain_length: int

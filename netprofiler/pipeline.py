@@ -74,6 +74,7 @@ class Pipeline:
         record_bytes = wire.DATA.size
         data_kind, first, file = wire.KIND_DATA, wire.DATA_FIRST, wire.DATA_FILE
         discard = wire.RING_DISCARD
+        reasons = len(wire.REASONS)
         connections = self.connections
         delivered = self.shared.counters.delivered
         offset = 0
@@ -107,7 +108,7 @@ class Pipeline:
                     if connection is None:
                         connection = self._add(socket, Link(f"sock:[{socket}]"), False, None, time_ns)
                     payload = b"" if flags & file else batch[start : start + captured]
-                    if len(payload) != length and not reason:
+                    if (len(payload) != length and not reason) or reason >= reasons:
                         raise wire.MalformedRecord("a data record whose length is not that of its payload")
                     connection.receive(direction, flags, reason, time_ns, pid, tid, position, length, payload)
                     continue
@@ -131,9 +132,9 @@ class Pipeline:
             case wire.ConnectionClosed():
                 connection = self.connections.get(event.socket)
                 if connection is not None:
-                    connection.close(event.direction, event.gone, event.position, event.time_ns)
-                    if event.gone:
+                    if event.gone and not connection.gone_ns:
                         self._gone.append((event.time_ns, event.socket))
+                    connection.close(event.direction, event.gone, event.position, event.time_ns)
             case wire.ProcessSeen():
                 self._process(event)
             case wire.DataCaptured():
@@ -148,15 +149,22 @@ class Pipeline:
 
     def _opened(self, event: wire.ConnectionOpened) -> None:
         connection = self.connections.get(event.socket)
-        if event.family == wire.FAMILY_UNIX:
-            self.unix_owners[event.socket] = event.pid
-        if connection is not None:
-            if not connection.gone_ns and connection.link.local_ip is not None:
-                return  # another process has it now
-            if not connection.gone_ns and event.family == wire.FAMILY_UNIX:
-                return
-            self._remove(event.socket, event.time_ns)
         is_unix = event.family == wire.FAMILY_UNIX
+        if connection is not None:
+            link = connection.link
+            known = is_unix or (link.local_ip, link.local_port, link.remote_ip, link.remote_port) == (
+                event.local_ip,
+                event.local_port,
+                event.remote_ip,
+                event.remote_port,
+            )
+            if known and not connection.gone_ns:
+                if is_unix:
+                    self.unix_owners[event.socket] = event.pid
+                return  # another process has it now
+            self._remove(event.socket, event.time_ns)
+        if is_unix:
+            self.unix_owners[event.socket] = event.pid
         link = Link(
             f"tcp:[{event.socket}]" if event.passive else f"sock:[{event.socket}]",
             _ROLES.get(event.role),
@@ -171,12 +179,10 @@ class Pipeline:
         positions = (event.send_position, event.recv_position)
         self._add(event.socket, link, event.fresh, positions, event.time_ns)
 
-    def _add(
-        self, socket: int, link: Link, fresh: bool, positions: tuple[int, int] | None, now_ns: int
-    ) -> Connection:
+    def _add(self, socket: int, link: Link, fresh: bool, positions: tuple[int, int] | None, now_ns: int) -> Connection:
         if len(self.connections) >= CONNECTIONS_MAX:
             silent = sorted(self.connections.values(), key=lambda connection: connection.last_ns)
-            for connection in silent[: CONNECTIONS_MAX // 16]:
+            for connection in silent[: max(1, CONNECTIONS_MAX // 16)]:
                 self._remove(connection.socket, now_ns)
         connection = Connection(self.shared, socket, link, fresh=fresh, positions=positions, now_ns=now_ns)
         self.connections[socket] = connection
@@ -193,8 +199,9 @@ class Pipeline:
         """A UNIX socket that is gone."""
         connection = self.connections.get(socket)
         if connection is not None:
-            connection.close(wire.BOTH, True, 0, now_ns)
-            self._gone.append((now_ns, socket))
+            if not connection.gone_ns:
+                self._gone.append((now_ns, socket))
+            connection.close(wire.BOTH, True, max(0, connection.readers[wire.SEND].next), now_ns)
         self.unix_owners.pop(socket, None)
 
     def tick(self, now_ns: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import unquote
 
 PLACEHOLDER: Final = "[redacted]"
 
@@ -87,7 +88,7 @@ class Redactor:
         names: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
-            if _plain(match[1]) not in self._parameters:
+            if _plain(unquote(match[1])) not in self._parameters:
                 return match[0]
             names.append(match[1])
             return f"{match[1]}={PLACEHOLDER}"
@@ -98,9 +99,12 @@ class Redactor:
         """A block of header lines as text → the same without secret values."""
         if not self.enabled:
             return raw
-        lines = raw.split("\n")
-        for index, line in enumerate(lines):
+        lines: list[str] = []
+        secret = False
+        for line in raw.split("\n"):
+            if secret and line[:1] in (" ", "\t"):
+                continue  # RFC 9112, section 5.2: the value goes on
             name, colon, _ = line.partition(":")
-            if colon and name.strip().lower() in self._headers:
-                lines[index] = f"{name}: {PLACEHOLDER}" + ("\r" if line.endswith("\r") else "")
+            secret = bool(colon) and name.strip().lower() in self._headers
+            lines.append(f"{name}: {PLACEHOLDER}" + ("\r" if line.endswith("\r") else "") if secret else line)
         return "\n".join(lines)

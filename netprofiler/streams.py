@@ -64,21 +64,25 @@ class Holding:
     def __init__(self) -> None:
         self.segments: list[Segment] = []
         self.bytes = 0
+        """Of payload."""
         self.since_ns = 0
 
     def add(self, segment: Segment) -> None:
         if not self.segments:
             self.since_ns = segment.time_ns
         self.segments.append(segment)
-        self.bytes += segment.length if segment.payload else 0
+        self.bytes += len(segment.payload)
 
     @property
     def full(self) -> bool:
         return self.bytes > HELD_BYTES_MAX or len(self.segments) > HELD_SEGMENTS_MAX
 
-    def release(self, next_position: int, force: bool) -> list[Segment | Gap]:
-        """What can go on now, in order; with `force` everything, with the gaps between."""
+    def release(self, next_position: int, force: bool) -> tuple[list[Segment | Gap], int]:
+        """What can go on now, in order; with `force` everything, with the gaps between. And how many bytes came twice
+        and were cut away.
+        """
         out: list[Segment | Gap] = []
+        seen_twice = 0
         self.segments.sort(key=lambda segment: distance(segment.position, next_position))
         taken = 0
         for segment in self.segments:
@@ -88,13 +92,16 @@ class Holding:
                     break
                 out.append(Gap(ahead, segment.time_ns))
             elif ahead < 0:
+                seen_twice += min(-ahead, segment.length)
                 if -ahead >= segment.length:
                     taken += 1
-                    continue  # seen before
+                    continue
                 segment = segment.without_start(-ahead)
             out.append(segment)
             next_position = (segment.position + segment.length) & POSITION_MASK
             taken += 1
         del self.segments[:taken]
-        self.bytes = sum(segment.length for segment in self.segments if segment.payload)
-        return out
+        self.bytes = sum(len(segment.payload) for segment in self.segments)
+        if self.segments:
+            self.since_ns = min(segment.time_ns for segment in self.segments)
+        return out, seen_twice

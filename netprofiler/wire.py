@@ -282,7 +282,8 @@ def whole_length(batch: bytes) -> int:
 
 def survey(batch: bytes) -> tuple[int, list[tuple[int, int]]]:
     """`whole_length()`, and of each UNIX socket that is announced in it the inode and the pid: what a recorder needs to
-    know of a batch, and no more."""
+    know of a batch, and no more.
+    """
     offset = 0
     end = len(batch)
     unix = []
@@ -298,8 +299,8 @@ def survey(batch: bytes) -> tuple[int, list[tuple[int, int]]]:
     return offset, unix
 
 
-def resolve_files(batch: bytes, read: Callable[[FileSource, int], bytes]) -> bytes:
-    """The batch with what `read(source, length)` gives in place of each description of a file that was sent.
+def resolve_files(batch: bytes, read: Callable[[FileSource, int, int], bytes]) -> bytes:
+    """The batch with what `read(source, length, time_ns)` gives in place of each description of a file that was sent.
 
     Done as early as possible, and before a recording is written: the file may be gone soon.
     """
@@ -308,7 +309,7 @@ def resolve_files(batch: bytes, read: Callable[[FileSource, int], bytes]) -> byt
         if record[0] == KIND_DATA and len(record) >= DATA.size:
             event = parse_data(record)
             if event.flags & DATA_FILE:
-                content = read(parse_file_source(event.payload), event.length)[: event.length]
+                content = read(parse_file_source(event.payload), event.length, event.time_ns)[: event.length]
                 record = build_data(replace(event, flags=event.flags & ~DATA_FILE, payload=content))
         out.append(frame(record))
     return b"".join(out)

@@ -137,6 +137,8 @@ def check_capabilities(host: Host) -> Finding:
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", host.read("proc/self/status") or "", re.MULTILINE)
     if match is None:
         return _unknown("/proc/self/status tells nothing of capabilities")
+    if not host.is_root:
+        return _unknown("an ordinary user has none; what root has here can only root see", _AS_ROOT)
     effective = int(match[1], 16)
     held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
     lacking = [name for name in _CAPABILITIES if name not in held]
@@ -273,7 +275,6 @@ def check_program(host: Host) -> Finding:
             str(error).replace(" (to mend it: see `netprofiler doctor`)", ""),
             "nothing can be captured",
         )
-    programs = len(source.programs())
     source.close()
     return _ok("all programs compiled and passed the verifier; nothing was attached")
 

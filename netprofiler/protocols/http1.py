@@ -28,6 +28,8 @@ CACHED_HEAD_BYTES: Final = 4096
 UNTIL_CLOSE: Final = -2
 """`body_length()`: the body ends with the connection (RFC 9112, section 6.3, rule 8)."""
 CHUNKED: Final = -1
+UNFRAMED: Final = -3
+"""The length is no number, or two numbers (RFC 9112, section 6.3, rules 4 and 5): nobody can tell where the body ends."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
 # RFC 9112, section 3: method SP request-target SP HTTP-version. The target is what was sent, and may be any visible
@@ -35,18 +37,20 @@ _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) (HTTP/1\.[0-9])")
 # RFC 9112, section 4; a server may leave the reason and the space before it out.
 _STATUS_LINE: Final = re.compile(rb"(HTTP/1\.[0-9]) ([0-9]{3})(?: ([\x09\x20-\x7e\x80-\xff]*))?")
-_HEAD_END: Final = re.compile(rb"\n\r?\n")
 
+START_MAX_BYTES: Final = 33
+"""Of a head's beginning: with more than this in hand, it shows whether it can be one (a method, a space, a target)."""
 _REQUEST_START: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,32} [\x21-\x7e\x80-\xff]")
 
 
-def head_end(data: bytes, start: int = 0) -> int:
+def head_end(data: bytes | bytearray, start: int = 0) -> int:
     """Offset after the empty line that ends a head, or -1. A bare LF counts (RFC 9112, section 2.2)."""
-    at = data.find(b"\r\n\r\n", start)
-    if at >= 0 and data.find(b"\n\n", start, at) < 0:
-        return at + 4
-    match = _HEAD_END.search(data, start)
-    return match.end() if match else -1
+    at = data.find(b"\n\r\n", start)
+    if at < 0:
+        at = data.find(b"\n\n", start)
+        return at + 2 if at >= 0 else -1
+    bare = data.find(b"\n\n", start, at + 1)
+    return bare + 2 if bare >= 0 else at + 3
 
 
 def looks_like_request(data: bytes) -> bool:
@@ -57,7 +61,26 @@ def looks_like_request(data: bytes) -> bool:
     return _REQUEST_START.match(line[0]) is not None
 
 
+METHODS: Final = frozenset(
+    b"GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH ACL BASELINE-CONTROL CHECKIN COPY LABEL MERGE "
+    b"MKACTIVITY MKCALENDAR MKCOL MKWORKSPACE MOVE PROPFIND PROPPATCH REBIND REPORT SEARCH UNBIND UNCHECKOUT "
+    b"UNLINK UNLOCK UPDATE UPDATEREDIRECTREF VERSION-CONTROL QUERY PURGE NOTIFY UNSUBSCRIBE M-SEARCH".split()
+)
+"""Methods by which a request is known where it may have been cut at its beginning: of ``POST`` may be left ``OST``. Not
+here: rare ones that are left of another (``LOCK``, ``LINK``, ``BIND``, ``CHECKOUT``, ``SUBSCRIBE``)."""
+_LONGEST_METHOD: Final = max(map(len, METHODS))
+
+
+def begins_with_method(data: bytes) -> bool:
+    """Does a request begin here for certain, or (a server may have read one byte by itself) may it, as far as it goes?"""
+    method, space, _ = data[: _LONGEST_METHOD + 1].partition(b" ")
+    if space:
+        return method in METHODS and looks_like_request(data)
+    return any(known.startswith(method) for known in METHODS)
+
+
 def looks_like_response(data: bytes) -> bool:
+    """The same for a response."""
     return data.startswith((b"HTTP/1.1 ", b"HTTP/1.0 "))
 
 
@@ -67,6 +90,10 @@ def _text(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return raw.decode("latin-1")
+
+
+_CHANGED_BY_H11: Final = (b"content-length", b"transfer-encoding")
+"""h11 drops a repeated length and writes codings in lower case; a record shows what was sent."""
 
 
 def _h11_headers(block: bytes, is_request: bool, version: bytes) -> list[tuple[bytes, bytes]] | None:
@@ -89,9 +116,15 @@ def _h11_headers(block: bytes, is_request: bool, version: bytes) -> list[tuple[b
 
 
 def _lenient_headers(block: bytes) -> list[tuple[bytes, bytes]]:
-    headers = []
+    headers: list[tuple[bytes, bytes]] = []
     for line in block.split(b"\n"):
-        name, colon, value = line.strip(b"\r").partition(b":")
+        line = line.strip(b"\r")
+        if line[:1] in (b" ", b"\t") and headers:
+            # RFC 9112, section 5.2: a folded line
+            name, value = headers[-1]
+            headers[-1] = (name, value + b" " + line.strip(b" \t"))
+            continue
+        name, colon, value = line.partition(b":")
         if colon and name.strip():
             headers.append((name.strip(), value.strip(b" \t")))
     return headers
@@ -108,7 +141,7 @@ def _content_length(values: list[str]) -> int | None:
 
 def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
     raw = _h11_headers(block, is_request, version)
-    if raw is None:
+    if raw is None or any(name.lower() in _CHANGED_BY_H11 for name, _ in raw):
         raw = _lenient_headers(block)
     headers = tuple((_text(name), _text(value)) for name, value in raw)
     by_name: dict[str, list[str]] = {}
@@ -119,21 +152,30 @@ def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
     encodings = [part.strip().lower() for value in by_name.get("content-encoding", ()) for part in value.split(",")]
     return Fields(
         headers=headers,
-        content_length=_content_length(lengths) if lengths else None,
+        content_length=_content_length(lengths) if lengths and not codings else None,
+        unframed=_is_unframed(is_request, lengths, codings),
         chunked=bool(codings) and codings[-1] == "chunked",
-        content_encoding=tuple(coding for coding in encodings if coding and coding != "identity"),
+        content_encoding=tuple(
+            coding for coding in encodings + codings if coding and coding not in ("identity", "chunked")
+        ),
         upgrade="upgrade" in by_name,
         raw=block.decode("utf-8", "replace"),
     )
 
 
+def _is_unframed(is_request: bool, lengths: list[str], codings: list[str]) -> bool:
+    if codings:
+        return is_request and codings[-1] != "chunked"
+    return bool(lengths) and _content_length(lengths) is None
+
+
 def body_length(head: Head, request_method: str | None) -> int:
-    """How the body of this message is framed (RFC 9112, section 6.3): its length, CHUNKED or UNTIL_CLOSE."""
+    """How the body of this message is framed (RFC 9112, section 6.3): its length, or CHUNKED, UNTIL_CLOSE, UNFRAMED."""
     fields = head.fields
     if head.is_request:
         if fields.chunked:
             return CHUNKED
-        return fields.content_length or 0
+        return UNFRAMED if fields.unframed else fields.content_length or 0
     status = head.status
     if request_method == "HEAD" or status < 200 or status in (204, 304):
         return 0
@@ -143,7 +185,7 @@ def body_length(head: Head, request_method: str | None) -> int:
         return CHUNKED
     if fields.content_length is not None:
         return fields.content_length
-    return UNTIL_CLOSE
+    return UNFRAMED if fields.unframed else UNTIL_CLOSE
 
 
 class HeadParser:
@@ -173,12 +215,12 @@ class HeadParser:
             status=0,
             reason="",
             fields=fields,
-            start_line=_text(match[0]),
+            start_line=data[:line_end].decode("utf-8", "replace"),
             size=len(data),
             plain_length=-1,
         )
         # CONNECT and Upgrade may end HTTP on this connection: they take the long way.
-        if not fields.chunked and not fields.upgrade and head.method != "CONNECT":
+        if not fields.chunked and not fields.unframed and not fields.upgrade and head.method != "CONNECT":
             head.plain_length = fields.content_length or 0
         self._remember(self.requests, data, head)
         return head
@@ -201,7 +243,7 @@ class HeadParser:
             status=int(status),
             reason=_text(reason or b""),
             fields=fields,
-            start_line=_text(match[0]),
+            start_line=data[:line_end].decode("utf-8", "replace"),
             size=len(data),
             plain_length=-1,
         )

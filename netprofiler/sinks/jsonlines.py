@@ -163,7 +163,7 @@ class RecordWriter:
         else:
             shown, raw_body, end = self._odd_body(message)
         if message.trailers:
-            headers = f'{headers},"trailers":{self._trailers(message)}'
+            headers, raw_body, redacted = self._with_trailers(message, headers, raw_body, redacted)
         if raw:
             raw = f'{raw}{raw_body}"'
         request = message.request
@@ -253,7 +253,9 @@ class RecordWriter:
         if head.is_request:
             target, names = self._redactor.target(head.target)
             if names:
-                start_line = start_line.replace(head.target, target, 1)
+                # The target again, as the raw payload has it.
+                method, raw_target, version = start_line.split(" ", 2)
+                start_line = f"{method} {self._redactor.target(raw_target)[0]} {version}"
             before += f',"method":{_quote(head.method)},"url":{_quote(target)}'
         else:
             before += f',"status_code":{head.status}'
@@ -263,17 +265,25 @@ class RecordWriter:
         return _HeadText(
             before_body=before,
             headers=fields.headers,
-            raw=f',"raw_payload":"{_quote(start_line)[1:-1]}\\r\\n{fields.raw}' if self._raw_payload else "",
+            raw=f',"raw_payload":"{_quote(start_line)[1:-1]}{fields.raw}' if self._raw_payload else "",
             redacted=f',"redacted":[{",".join(map(_quote, redacted))}]' if redacted else "",
         )
 
-    def _trailers(self, message: Message) -> str:
+    def _with_trailers(self, message: Message, headers: str, raw_body: str, redacted: str) -> tuple[str, str, str]:
+        """They stand behind the headers, and in the raw body; what is secret in them adds to what is redacted."""
         redactor = self._redactor
-        return _object(
-            tuple(
-                (name, PLACEHOLDER if redactor.is_secret_header(name) else value) for name, value in message.trailers
-            )
-        )
+        secret = tuple(dict.fromkeys(name for name, _ in message.trailers if redactor.is_secret_header(name)))
+        shown = tuple((name, PLACEHOLDER if name in secret else value) for name, value in message.trailers)
+        headers = f'{headers},"trailers":{_object(shown)}'
+        if not secret:
+            return headers, raw_body, redacted
+        if message.raw_body and raw_body:
+            raw_body = _quote(redactor.block(message.raw_body.decode("utf-8", "replace")))[1:-1]
+        names = tuple(dict.fromkeys((*self._secrets(message.head), *secret)))
+        return headers, raw_body, f',"redacted":[{",".join(map(_quote, names))}]'
+
+    def _secrets(self, head: Head) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._fields(head.fields).redacted + self._redactor.target(head.target)[1]))
 
     def _odd_body(self, message: Message) -> tuple[str, str, str]:
         """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness."""

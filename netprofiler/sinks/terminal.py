@@ -57,7 +57,10 @@ class Terminal:
         moment = datetime.fromtimestamp(
             ((response.request or response).time_ns + self._wall_offset_ns) / 1e9
         ).astimezone()
-        name = _printable(response.process.comm) if response.process is not None else "?"
+        if link.passive:
+            who = f"{link.local_ip}:{link.local_port}"
+        else:
+            who = f"{_printable(response.process.comm) if response.process is not None else '?'}[{response.pid}]"
         arrow = "→" if link.role is Role.CLIENT else "←"
         status = str(response.head.status)
         status = self._paint(status, _COLOURS.get(response.head.status // 100, ""))
@@ -76,7 +79,7 @@ class Terminal:
             duration = f"  {max(0, response.end_ns - request.time_ns) / 1e6:.1f} ms"
             sent = f"  {size_text(request.body_bytes)} ↑"
         text = (
-            f"{self._paint(moment.strftime('%H:%M:%S.%f')[:-3], _DIM)} {name}[{response.pid}] {arrow} {what}"
+            f"{self._paint(moment.strftime('%H:%M:%S.%f')[:-3], _DIM)} {who} {arrow} {what}"
             f"  {status}{duration}{sent} {size_text(response.body_bytes)} ↓"
         )
         if response.completeness not in (Completeness.COMPLETE, Completeness.TRUNCATED):

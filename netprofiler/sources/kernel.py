@@ -47,6 +47,9 @@ _INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h
 _MADV_PAGEOUT: Final = 21
 _BUSY_OR_IO: Final = (1, 12, 13)  # EPERM, ENOMEM, EACCES
 
+TAIL_CALLED: Final = (b"on_deliver", b"on_undecided", b"on_long_call")
+"""In the order of bpf/maps.h's PROGRAM_ numbers."""
+
 CONTROL_IGNORE: Final = 1
 CONTROL_SKIP: Final = (2, 4)
 
@@ -118,7 +121,7 @@ def check_host() -> None:
 
 @contextlib.contextmanager
 def _quiet_stderr(captured: list[str]) -> Iterator[None]:
-    """libbcc and the compiler write to descriptor 2: collected, to be shown only when something went wrong."""
+    """Libbcc and the compiler write to descriptor 2: collected, to be shown only when something went wrong."""
     saved = os.dup(2)
     with open(os.memfd_create("bcc-messages"), "w+b", buffering=0) as file:
         os.dup2(file.fileno(), 2)
@@ -159,7 +162,7 @@ class KernelSource:
         try:
             with _quiet_stderr(messages):
                 self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
-                for name in (b"on_sys_exit", b"on_long_call", b"on_set_state"):
+                for name in (b"on_sys_exit", b"on_set_state", *TAIL_CALLED):
                     self._load(bcc, name)
                 if filters.pids or filters.exclude_pids:
                     self._load(bcc, b"on_fork")
@@ -171,7 +174,8 @@ class KernelSource:
                 ExitCode.HOST,
                 remedy="see `netprofiler doctor`",
             ) from error
-        self._bpf[b"programs"][ctypes.c_int(0)] = ctypes.c_int(self._programs[b"on_long_call"].fd)
+        for index, name in enumerate(TAIL_CALLED):
+            self._bpf[b"programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
         self._set_filters(filters)
         self._controls: Any = self._bpf[b"controls"]
         self._attached = False
@@ -364,8 +368,9 @@ def _filter_flags(filters: Filters) -> list[str]:
 
 
 def _page_out_compiler() -> None:
-    """libLLVM and libclang are needed no more: their file pages (120 MB resident) go back to the page cache. Pages that
-    were written to (relocations) stay, as there is nowhere to page them out to."""
+    """LibLLVM and libclang are needed no more: their file pages (120 MB resident) go back to the page cache. Pages that
+    were written to (relocations) stay, as there is nowhere to page them out to.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/self/maps") as maps:
         for line in maps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from netprofiler.wire import FileSource
@@ -62,11 +63,17 @@ def gone_unix_sockets(owners: dict[int, int]) -> list[int]:
     return [inode for inode in owners if inode not in alive]
 
 
-def read_sent_file(source: FileSource, length: int, limit: int) -> bytes:
-    """The first bytes of what a sendfile sent, from the same file at the same offset, where it can still be found: by the
-    descriptor, else by its names below the mounts of the process. It has to be the same inode."""
-    wanted = min(length, limit)
-    if wanted <= 0:
+CTIME_TICK_NS = 10_000_000
+"""A change may carry the time of the last clock tick before it (HZ=100: 10 ms)."""
+
+
+def read_sent_file(source: FileSource, length: int, sent_ns: int) -> bytes:
+    """The first bytes of what a sendfile sent, from the same file at the same offset, where they can still be had.
+
+    The file is found by the descriptor, else by its names below the mounts of the process. It has to be the same
+    inode, and unchanged (ctime) since before `sent_ns` (wall clock): what was written later was not sent.
+    """
+    if length <= 0:
         return b""
     for path in _candidates(source):
         # O_PATH first: the path may lead to something whose opening has effects (a FIFO, a device).
@@ -79,7 +86,8 @@ def read_sent_file(source: FileSource, length: int, limit: int) -> bytes:
             if status.st_ino != source.inode or not stat.S_ISREG(status.st_mode):
                 continue
             with open(f"/proc/self/fd/{handle}", "rb", buffering=0) as file:
-                return os.pread(file.fileno(), wanted, source.offset)
+                content = os.pread(file.fileno(), length, source.offset)
+            return content if os.fstat(handle).st_ctime_ns + CTIME_TICK_NS < sent_ns else b""
         except OSError:
             continue
         finally:
@@ -110,3 +118,77 @@ def _candidates(source: FileSource) -> Iterable[str]:
                         continue
                     path = path[len(root) :]
                 yield f"{owner}/root{point.rstrip('/')}{path}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What /proc says of a process; what could not be read is empty."""
+
+    pid: int
+    comm: str
+    cmdline: str
+    """Arguments joined by one space."""
+    executable: str
+    """As the process sees it; ends in `` (deleted)`` where it was replaced."""
+    threads: int
+    parent: int
+    user: int
+    pid_namespace: str
+    network_namespace: str
+    cgroup: str
+    """Of the unified hierarchy, else the first."""
+
+
+def process_facts(pid: int, proc: Path = PROC) -> ProcessFacts | None:
+    """None: there is no such process (a thread that leads none is not one)."""
+    directory = proc / str(pid)
+    status = _fields_of(directory / "status")
+    if not status or status.get("Tgid", str(pid)) != str(pid):
+        return None
+    return ProcessFacts(
+        pid=pid,
+        comm=_text_of(directory / "comm").rstrip("\n"),
+        cmdline=_text_of(directory / "cmdline").rstrip("\0").replace("\0", " "),
+        executable=_link_of(directory / "exe"),
+        threads=int(status.get("Threads", "0")),
+        parent=int(status.get("PPid", "0")),
+        user=int(status.get("Uid", "0").split()[0]),
+        pid_namespace=_link_of(directory / "ns/pid"),
+        network_namespace=_link_of(directory / "ns/net"),
+        cgroup=_cgroup(_text_of(directory / "cgroup")),
+    )
+
+
+def count_io_urings(pid: int, proc: Path = PROC) -> int:
+    """Descriptors that are an io_uring: I/O through these is no system call."""
+    try:
+        descriptors = list((proc / str(pid) / "fd").iterdir())
+    except OSError:
+        return 0
+    return sum(_link_of(descriptor) == "anon_inode:[io_uring]" for descriptor in descriptors)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+
+
+def _link_of(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def _fields_of(path: Path) -> dict[str, str]:
+    """Lines of ``Name:<tab>value``."""
+    pairs = (line.partition(":") for line in _text_of(path).splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _cgroup(text: str) -> str:
+    """proc_pid_cgroup(5): ``0::/path`` is the unified hierarchy's."""
+    paths = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
+    return next((path for number, _, path in paths if number == "0"), paths[0][2] if paths else "")

@@ -233,6 +233,14 @@ def test_untouched_file_is_read_back(agent: Agent, calls: Calls, tmp_path: Path,
     assert response["body"] == pattern(BODY_BYTES, "a", 0)[:4096]
 
 
+def perhaps_spoiled(record: Record, body: str, limit: int) -> None:
+    """sendfile sends pages, not copies: on loopback the receiver may read what was written over them meanwhile."""
+    shown = record["body"]
+    assert len(shown) == len(body[:limit]), record
+    assert all(seen in (sent, "X") for seen, sent in zip(shown, body, strict=False)), record
+    assert record["body_bytes"] == len(body)
+
+
 def test_file_is_overwritten_after_sendfile(agent: Agent, calls: Calls, tmp_path: Path) -> None:
     """What the file holds now is not what was sent."""
     both = ["--send", "sendfile", "--spoil-file"]
@@ -240,12 +248,19 @@ def test_file_is_overwritten_after_sendfile(agent: Agent, calls: Calls, tmp_path
         [*both, "--file", str(tmp_path / "q"), *post("spoiled", count=3)],
         [*both, "--file", str(tmp_path / "a")],
     )
-    check_run(observe(agent, run), run, client_sends=missing_body("sendfile"), server_sends=missing_body("sendfile"))
+    check_run(
+        observe(agent, run),
+        run,
+        client_sends=missing_body("sendfile"),
+        server_sends=missing_body("sendfile"),
+        client_receives=perhaps_spoiled,
+        server_receives=perhaps_spoiled,
+    )
 
 
 @pytest.mark.parametrize("send", ["sendfile", "splice"])
 def test_head_from_a_file(agent: Agent, calls: Calls, tmp_path: Path, send: str) -> None:
-    """The sender's record may be missing; the receiver's is whole, and so are the neighbours."""
+    """The sender's record may be missing; the receiver's is whole, and the neighbours are never mixed up."""
     run = calls.run(
         [
             *("--send", send, "--whole-file", "--file", str(tmp_path / "q"), "--special-request", "1"),
@@ -261,9 +276,11 @@ def test_head_from_a_file(agent: Agent, calls: Calls, tmp_path: Path, send: str)
     for index in ("0", "2"):
         exact_body(own[index], pattern(BODY_BYTES, "q", int(index)), 4096)
     assert [record["headers"]["X-Exchange"] for record in responses] == ["0", "1", "2"]
+    # How many requests the unseen bytes were cannot be known: what follows may stay unpaired, but is never paired wrongly.
+    assert responses[0]["exchange"] == own["0"]["exchange"]
     for record in responses:
-        exchange = own.get(record["headers"]["X-Exchange"], {}).get("exchange")
-        assert exchange in {None, record["exchange"]}
+        others = {request["exchange"] for index, request in own.items() if index != record["headers"]["X-Exchange"]}
+        assert record["exchange"] not in others
 
 
 def test_head_into_a_pipe(agent: Agent, calls: Calls) -> None:
@@ -308,7 +325,7 @@ def test_short_counts(agent: Agent, calls: Calls, tmp_path: Path, send: str) -> 
     """300 KB into a socket that takes 4 KiB: what a call took counts, not what it was offered."""
     both = ["--send", send, "--small-buffers", "--nonblocking", "--iovec-bytes", "4000"]
     run = calls.run(
-        [*both, "--file", str(tmp_path / "q"), *post(f"short-{send}", 300_000, 300_000, 2)],
+        [*both, "--file", str(tmp_path / "q"), "--read-delay-ms", "40", *post(f"short-{send}", 300_000, 300_000, 2)],
         [*both, "--file", str(tmp_path / "a"), "--delay-ms", "20"],
     )
     assert any(truth.again for truth in (*run.client, *run.server))

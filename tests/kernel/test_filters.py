@@ -160,6 +160,7 @@ def scene(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
                     target = f"/filter/{server.port}-{binary.name}-{comm}"
                     (truth,) = calls.request(server.address, "--comm", comm, "--target", target, binary=binary)
                     scene.visits.append(Visit(target, "client", truth.pid, comm, comm, str(binary), server.port))
+        calls.run(["--target", "/filter/elsewhere"])  # what every filter that names something leaves out
         for server in (server_a, server_b):
             scene.visits += server_visits(calls, server)
         yield scene

@@ -1,0 +1,271 @@
+"""What `run` and `record` share: a live capture from its start to its end.
+
+Contract: `Capture.run(consumer)` attaches, prints `ready`, gives the consumer every batch of raw records and the end of
+every round, and ends on SIGINT, SIGTERM, `--duration`, the end of COMMAND, or when the consumer is done. Everything that
+a consumer is told, and nothing else, decides what it makes of the capture: `record` writes that down, and a replay tells
+it again (sources/recording.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Final, Protocol
+
+from netprofiler import wire
+from netprofiler.commands.log import Log
+from netprofiler.commands.outputs import discard_stdout
+from netprofiler.config import Config
+from netprofiler.connection import Command
+from netprofiler.counters import Row
+from netprofiler.errors import CommandError, ExitCode
+from netprofiler.sinks.base import OutputClosed
+from netprofiler.sources.kernel import Filters, KernelSource, monotonic_ns, wall_offset_ns
+from netprofiler.sources.processes import descendants, gone_unix_sockets, read_sent_file
+
+DRAIN_SECONDS: Final = 0.025
+"""The ring is read this often. Rarer costs less CPU and shows records later; the ring holds much more than this."""
+HOUSEKEEPING_NS: Final = 1_000_000_000
+NICE: Final = -10
+"""The agent competes with what it watches: it needs its share promptly, or the ring fills."""
+CLOCK_STEP_NS: Final = 1_000_000
+"""A wall clock that has moved by more than this against the monotonic one was set: the offset follows."""
+
+
+class Source(Protocol):
+    """What a capture needs of `KernelSource`."""
+
+    def wait(self, seconds: float) -> None: ...
+
+    def read(self) -> bytes: ...
+
+    def advance(self, size: int) -> None: ...
+
+    def command(self, command: Command) -> None: ...
+
+    def refresh_executables(self) -> None: ...
+
+
+class Consumer(Protocol):
+    """What becomes of what is captured."""
+
+    sent_file_bytes: int
+    """How much it wants of a file that was sent."""
+
+    @property
+    def done(self) -> bool:
+        """It wants no more."""
+
+    def batch(self, batch: bytes, now_ns: int) -> int:
+        """Take a batch; returns how much of it was whole."""
+
+    def commands(self) -> list[Command]:
+        """What the kernel side is to be told since it was last asked."""
+
+    def end_round(self, now_ns: int) -> None:
+        """All that was in the ring at that time has been given."""
+
+    def unix_owners(self) -> dict[int, int]:
+        """UNIX sockets (inode) that are open as far as it knows → the pid that used it last. The kernel side does not
+        see these close.
+        """
+
+    def forget(self, inodes: list[int], now_ns: int) -> None:
+        """Of those, these are gone."""
+
+    def set_wall_offset(self, offset_ns: int, now_ns: int) -> None: ...
+
+    def reopen(self) -> None: ...
+
+    def end(self, now_ns: int) -> None:
+        """Nothing more will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the kernel side counted, when all is over."""
+
+    rows: dict[str, Row]
+    announcements_lost: int
+
+
+class Capture:
+    """One capture, with its signals and, after ``--``, its COMMAND."""
+
+    def __init__(self, config: Config, log: Log, offset_ns: int) -> None:
+        self._config = config
+        self._log = log
+        self._offset_ns = offset_ns
+        self._stop = False
+        self._reopen = False
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def _on_stop(self, signum: int, _frame: FrameType | None) -> None:
+        if self._stop:
+            os._exit(128 + signum)  # the second one: at once
+        self._stop = True
+
+    def _on_hangup(self, _signum: int, _frame: FrameType | None) -> None:
+        self._reopen = True
+
+    def run(self, consumer: Consumer) -> Ended:
+        config = self._config
+        signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        release: int | None = None
+        filters = make_filters(config)
+        if config.command:
+            self._child, release = start_stopped(config.command)
+            filters = replace(filters, pids=(*filters.pids, self._child.pid))
+        source = KernelSource(filters)
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
+        try:
+            source.attach()
+            self._log.ready(f"{len(source.probes())} probes attached: {', '.join(source.probes())}")
+            notify_systemd("READY=1")
+            if release is not None:
+                os.write(release, b"\n")
+                os.close(release)
+            try:
+                self.loop(source, consumer)
+            except OutputClosed:
+                discard_stdout()
+            source.detach()
+            notify_systemd("STOPPING=1")
+            with contextlib.suppress(OutputClosed):
+                self.end(source, consumer)
+        finally:
+            rows = source.ledger()
+            lost = source.announcements_lost()
+            source.close()
+        if rows["lost"].bytes or lost:
+            self._log.warn(
+                f"lost: the ring was full for {rows['lost'].calls} calls ({rows['lost'].bytes} bytes) "
+                f"and {lost} announcements"
+            )
+        return Ended(rows, lost)
+
+    def status(self) -> int:
+        """The exit status: COMMAND's, once it has ended; it is ended when we were told to end."""
+        child = self._child
+        if child is None:
+            return ExitCode.OK
+        status = child.wait() if child.poll() is None and not self._stop else child.poll()
+        if status is None:
+            child.terminate()
+            status = child.wait()
+        return status if status >= 0 else 128 - status
+
+    def loop(self, source: Source, consumer: Consumer) -> None:
+        start_ns = monotonic_ns()
+        deadline = None if self._config.duration is None else start_ns + int(self._config.duration * 1e9)
+        housekeeping_ns = start_ns + HOUSEKEEPING_NS
+        while not self._stop:
+            source.wait(DRAIN_SECONDS)
+            now_ns = monotonic_ns()
+            self._round(source, consumer, now_ns)
+            if self._reopen:
+                self._reopen = False
+                consumer.reopen()
+            if now_ns >= housekeeping_ns:
+                housekeeping_ns = now_ns + HOUSEKEEPING_NS
+                self._keep_house(source, consumer, now_ns)
+            if consumer.done or (deadline is not None and now_ns >= deadline):
+                return
+            if self._child is not None and self._child.poll() is not None:
+                return
+
+    def end(self, source: Source, consumer: Consumer) -> None:
+        """The probes are gone: what is left in the ring, then what is left in hand."""
+        now_ns = monotonic_ns()
+        self._round(source, consumer, now_ns)
+        self._keep_house(source, consumer, now_ns)
+        consumer.end(now_ns)
+
+    def _round(self, source: Source, consumer: Consumer, now_ns: int) -> None:
+        """What is in the ring now, to its end."""
+        self._sent_file_bytes = consumer.sent_file_bytes
+        while batch := source.read():
+            if wire.FILE_MAGIC in batch:
+                used = wire.whole_length(batch)
+                whole = wire.resolve_files(batch[:used], self._read_sent)
+                consumer.batch(whole, now_ns)
+            else:
+                used = consumer.batch(batch, now_ns)
+            source.advance(used)
+            for command in consumer.commands():
+                source.command(command)
+            if not used:
+                break  # the kernel is writing this very record
+        consumer.end_round(now_ns)
+        for command in consumer.commands():
+            source.command(command)
+
+    def _read_sent(self, file: wire.FileSource, length: int, time_ns: int) -> bytes:
+        return read_sent_file(file, min(length, self._sent_file_bytes), time_ns + self._offset_ns)
+
+    def _keep_house(self, source: Source, consumer: Consumer, now_ns: int) -> None:
+        source.refresh_executables()
+        owners = consumer.unix_owners()
+        if owners:
+            consumer.forget(gone_unix_sockets(owners), now_ns)
+        offset = wall_offset_ns()
+        if abs(offset - self._offset_ns) > CLOCK_STEP_NS:
+            self._offset_ns = offset
+            consumer.set_wall_offset(offset, now_ns)
+
+
+def make_filters(config: Config) -> Filters:
+    """With a pid come its descendants that live already; later ones are followed in the kernel."""
+
+    def with_descendants(pids: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(pid for given in pids for pid in (given, *descendants(given))))
+
+    for pid in config.pid:
+        if not Path(f"/proc/{pid}").exists():
+            raise CommandError(f"--pid {pid}: there is no such process", ExitCode.USAGE)
+    return Filters(
+        pids=with_descendants(config.pid),
+        exclude_pids=with_descendants(config.exclude_pid),
+        comms=config.comm,
+        exclude_comms=config.exclude_comm,
+        executables=config.exe,
+        exclude_executables=config.exclude_exe,
+        ports=config.port,
+        exclude_ports=config.exclude_port,
+    )
+
+
+def notify_systemd(state: str) -> None:
+    """sd_notify(3), where systemd asks for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), address)
+
+
+def start_stopped(command: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start COMMAND behind a gate: it is executed when a line is written to the returned descriptor, so that it can be
+    watched from its first instruction on. The gate is a shell that reads one line and then becomes COMMAND; should the
+    capture fail before, it ends without having run it.
+    """
+    gate, release = os.pipe()
+    try:
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", f'read _ <&{gate} || exit 125; exec {gate}<&-; exec "$@"', "sh", *command],
+            pass_fds=(gate,),
+        )
+    except OSError as error:
+        raise CommandError(f"{command[0]}: {error.strerror}", ExitCode.USAGE) from error
+    os.close(gate)
+    return child, release
