@@ -27,7 +27,19 @@ from benchmarks.programs import (
     wrk_command,
 )
 from benchmarks.report import Section
-from benchmarks.trial import OFF, OFF_AGAIN, Rounds, Setting, Trial, Variant, _watch, off_variants, say
+from benchmarks.trial import (
+    OFF,
+    OFF_AGAIN,
+    Rounds,
+    Setting,
+    Trial,
+    Variant,
+    count_log,
+    off_variants,
+    running,
+    say,
+    watch,
+)
 
 ALL = "everything logged"
 FLOOR = "--comm nosuch"
@@ -48,7 +60,7 @@ class Plan:
 
 
 QUICK = Plan(rounds=1, fixed_seconds=4, saturation_seconds=3, short_seconds=2, starts=2, idle_connections=2000)
-FULL = Plan(rounds=3, fixed_seconds=10, saturation_seconds=10, short_seconds=5, starts=5, idle_connections=10_000)
+FULL = Plan(rounds=3, fixed_seconds=8, saturation_seconds=10, short_seconds=4, starts=5, idle_connections=10_000)
 
 
 def _percent(value: float) -> str:
@@ -288,6 +300,52 @@ def nothing_to_copy(setting: Setting, plan: Plan) -> Section:
         )
 
 
+def kernel_side(setting: Setting, plan: Plan) -> Section:
+    section = Section(
+        "The kernel side alone",
+        "Time in our BPF programs, as the kernel measures it (`kernel.bpf_stats_enabled`, whose own cost is in it), by "
+        f"requests answered. Saturated, {plan.short_seconds} s each. Calls that are no data (a read that would block, "
+        "epoll, futex) run the program too; a request has four calls with data (nginx: five).",
+        ("", "", "runs a request", "ns a run", "ns a request"),
+        data=[],
+    )
+    trials: list[Trial] = []
+    with go_server() as go, echo_server() as echo, nginx() as static, host.bpf_statistics():
+        binary = load_command("binary", echo.address, "-duration", f"{plan.short_seconds}s")
+        for name, server, command, parse in (
+            ("Go, HTTP", go, wrk_command(go.url("/healthz"), plan.short_seconds, 16), parse_wrk),
+            ("Go, binary", echo, binary, parse_load),
+            ("nginx, a small file", static, wrk_command(static.url("/small"), plan.short_seconds, 16), parse_wrk),
+        ):
+            for variant, arguments in ((ALL, ()), (SERVER, ("--pid", str(server.pid))), (FLOOR, ("--comm", "nosuch"))):
+                trial = Trial(variant, 0)
+                try:
+                    with running(setting, arguments) as agent:
+                        assert agent is not None
+                        trial.other_agents = host.other_agents(agent.pid)
+                        before = host.bpf_runs(agent.pid)
+                        watch(trial, agent, server, command, parse, plan.short_seconds)
+                        after = host.bpf_runs(agent.pid)
+                    agent.discard()
+                except ProgramError as error:
+                    section.notes.append(f"**Failed**: {name}, {variant}: {error}")
+                    continue
+                trials.append(trial)
+                runs, spent = after.runs - before.runs, after.nanoseconds - before.nanoseconds
+                requests = max(1, trial.requests)
+                each = spent / runs if runs else 0.0
+                section.rows.append(
+                    (name, variant, f"{runs / requests:.1f}", f"{each:.0f}", f"{spent / requests:,.0f}")
+                )
+                section.data.append({"load": name, "variant": variant, "runs": runs, "ns": spent, "requests": requests})
+                say(f"  kernel side, {name}, {variant}: {each:.0f} ns a run, {spent / requests:,.0f} ns a request")
+    section.notes += [
+        "The calls of everybody on the host are counted, not those of the load alone.",
+        *_trial_notes(trials),
+    ]
+    return section
+
+
 def connection_per_request(setting: Setting, plan: Plan) -> Section:
     connections = 8
     with go_server() as server:
@@ -439,8 +497,6 @@ def idle_connections(setting: Setting, plan: Plan) -> Section:
     if failed:
         section.notes.append(f"**Failed**: {failed}")
     if agent is not None:
-        from benchmarks.trial import count_log  # noqa: PLC0415
-
         log = count_log(agent.log, port, [])
         rows = agent.ledger().get("calls", {}).get("rows", {})
         section.notes.append(
@@ -485,7 +541,7 @@ def compare(setting: Setting, plan: Plan) -> Section:
                         time.sleep(0.7)
                         if tool.poll() is not None:
                             raise ProgramError(f"{name} ended with status {tool.returncode}")
-                    _watch(trial, agent, server, command, parse_wrk, plan.short_seconds)
+                    watch(trial, agent, server, command, parse_wrk, plan.short_seconds)
                 except ProgramError as error:
                     trial.failed = str(error)
                     notes.append(f"**Failed**: {name}: {error}")

@@ -33,7 +33,9 @@ MEASURES: dict[str, Measure] = {
     "large": live.large_bodies,
     "life": live.life,
     "idle": live.idle_connections,
+    "kernel": live.kernel_side,
 }
+QUICK = tuple(name for name in MEASURES if name != "kernel")
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def main() -> int:
     plan = live.QUICK if arguments.quick else live.FULL
     if arguments.rounds:
         plan = live.Plan(**{**{name: getattr(plan, name) for name in live.Plan.__slots__}, "rounds": arguments.rounds})
-    wanted = arguments.only.split(",") if arguments.only else ["pipeline", *MEASURES]
+    wanted = arguments.only.split(",") if arguments.only else ["pipeline", *(QUICK if arguments.quick else MEASURES)]
     if arguments.compare and "compare" not in wanted:
         wanted.append("compare")
     unknown = set(wanted) - {"pipeline", "compare", *MEASURES}

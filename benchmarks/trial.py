@@ -161,7 +161,7 @@ def run_trial(
             if agent is not None:
                 trial.ready_seconds = agent.ready_seconds
                 trial.memory_ready = host.memory(agent.pid)
-            _watch(trial, agent, server, command, parse, seconds)
+            watch(trial, agent, server, command, parse, seconds)
     except ProgramError as error:
         trial.failed = str(error)
     if agent is not None:
@@ -176,7 +176,7 @@ def run_trial(
     return trial
 
 
-def _watch(
+def watch(
     trial: Trial,
     agent: Agent | None,
     server: Server,
@@ -184,6 +184,7 @@ def _watch(
     parse: Callable[[str], dict[str, Any]],
     seconds: float,
 ) -> None:
+    """Run the load, look at everything meanwhile, and wait until the agent has drained its ring."""
     agent_before = (host.cpu_us(agent.pid) or 0) if agent else 0
     server_before = host.tree_cpu_us(server.pid)
     machine_before = host.machine()

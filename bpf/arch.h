@@ -90,6 +90,24 @@ static __always_inline void read_call_registers(struct call_registers *call, con
 #endif
 }
 
+/* Is this a call of a 32-bit program, whose numbers and registers mean something else? */
+static __always_inline int is_compat_call(void) {
+	void *task = (void *)bpf_get_current_task();
+#if defined(__x86_64__)
+	u32 status = 0;
+
+	bpf_probe_read_kernel(&status, sizeof(status),
+			      task + OFFSET_task_struct__thread_info + OFFSET_thread_info__status);
+	return status & 2; /* TS_COMPAT */
+#else
+	u64 flags = 0;
+
+	bpf_probe_read_kernel(&flags, sizeof(flags),
+			      task + OFFSET_task_struct__thread_info + OFFSET_thread_info__flags);
+	return (flags >> 22) & 1; /* TIF_32BIT */
+#endif
+}
+
 static __always_inline u64 read_fourth_argument(const void *registers) {
 	u64 value = 0;
 

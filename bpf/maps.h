@@ -24,18 +24,19 @@
 #define VERDICT_OTHER 4
 
 struct connection {
+	void *sk;
 	u8 verdict;
 	u8 role;
 	u8 fresh;     /* accept or connect was seen: the first bytes decide for good */
-	u8 prefix_length[2];
-	u8 family;
+	u8 tcp;       /* positions are TCP sequence numbers; 0: UNIX or MPTCP, where we count */
 	u8 based;     /* base holds */
-	u8 reserved;
+	u8 filtered;  /* by port */
+	u8 prefix_length[2];
 	u32 owner;    /* process for which the connection was announced; 0: not yet */
-	u32 count[2]; /* UNIX sockets: bytes so far */
+	u32 count[2]; /* where we count: bytes so far */
 	u32 prefix_end[2];
-	u32 base[2];  /* where each direction's bytes begin for us */
-	u32 reserved2;
+	u32 base[2]; /* where each direction's bytes begin for us */
+	u32 reserved;
 	u64 prefix[2][PREFIX_BYTES / 8];
 };
 
@@ -49,8 +50,8 @@ struct control {
 	u32 reserved;
 };
 
+/* Of a process that has used a socket; forgotten when it executes another program or ends. */
 struct process {
-	u64 token; /* changes with every exec and every new process of this pid */
 	u64 checked_ns;
 	u8 announced;
 	u8 watched;
@@ -117,7 +118,6 @@ struct call {
 
 struct workspace {
 	struct call call;
-	struct socket_facts facts;
 	struct data_record record;
 	u8 payload[2 * PIECE_BYTES] __attribute__((aligned(8)));
 };

@@ -23,19 +23,18 @@
 #define SOCK_DONE 1
 #define SHUTDOWN_BOTH 3
 
-/* sock_common begins with the IPv4 addresses, the ports and the family: one read (checked against BTF at start). */
+/* sock_common begins with the IPv4 addresses, the ports and the family: one read (checked against BTF by a test). */
 struct socket_facts {
-	void *sk;
-	u64 inode;
 	u32 remote_address; /* network order */
 	u32 local_address;
 	u32 hash;
-	u16 remote_port;    /* network order */
-	u16 local_port;     /* host order */
+	u16 remote_port; /* network order */
+	u16 local_port;  /* host order */
 	u16 family;
 	u8 state;
-	u8 tcp; /* positions are TCP sequence numbers; 0: UNIX or MPTCP, where we count */
+	u8 reserved;
 };
+#define SOCKET_FACTS_BYTES 20
 
 static __always_inline void *read_pointer(const void *at) {
 	void *value = 0;
@@ -61,53 +60,53 @@ static __always_inline u64 read_u64(const void *at) {
 static __always_inline void *find_file(u32 descriptor) {
 	void *task = (void *)bpf_get_current_task();
 	void *files = read_pointer(task + OFFSET_task_struct__files);
-	void *table = read_pointer(files + OFFSET_files_struct__fdt);
-	void *array;
+	void *at = read_pointer(files + OFFSET_files_struct__fdt);
+#if OFFSET_fdtable__fd == OFFSET_fdtable__max_fds + 8
+	struct {
+		u32 max_fds;
+		u32 padding;
+		void *fd;
+	} table = {};
 
-	if (descriptor >= read_u32(table + OFFSET_fdtable__max_fds))
+	bpf_probe_read_kernel(&table, sizeof(table), at + OFFSET_fdtable__max_fds);
+#else
+	struct {
+		u32 max_fds;
+		void *fd;
+	} table = {};
+
+	table.max_fds = read_u32(at + OFFSET_fdtable__max_fds);
+	table.fd = read_pointer(at + OFFSET_fdtable__fd);
+#endif
+	if (descriptor >= table.max_fds)
 		return 0;
-	array = read_pointer(table + OFFSET_fdtable__fd);
-	return read_pointer(array + (u64)descriptor * 8);
+	return read_pointer(table.fd + (u64)descriptor * 8);
 }
 
-/* The facts of a sock: 0 when it is no stream of a family that we know. */
-static __always_inline int read_sock(struct socket_facts *facts, void *sk) {
-	facts->sk = sk;
-	bpf_probe_read_kernel(&facts->remote_address, 20, sk);
-	if (facts->family == AF_UNIX)
-		return 1;
-	if (facts->family != AF_INET && facts->family != AF_INET6)
-		return 0;
-	return 1;
-}
-
-/* The stream socket behind a descriptor; 0 when it is none (a file, a pipe, UDP, netlink). */
-static __always_inline int find_socket(struct socket_facts *facts, u32 descriptor) {
+/* The inode number of the socket behind a descriptor, and its struct socket; 0 when it is none (a file, a pipe). */
+static __always_inline u64 find_socket(void **socket, u32 descriptor) {
 	void *file = find_file(descriptor);
-	void *inode, *socket;
-	u16 type = 0, protocol = 0, mode = 0;
+	void *inode;
+	u16 mode = 0;
 
 	if (!file)
 		return 0;
+#if OFFSET_file__f_inode == OFFSET_file__private_data + 8
+	{
+		void *both[2] = {};
+
+		bpf_probe_read_kernel(both, sizeof(both), file + OFFSET_file__private_data);
+		*socket = both[0];
+		inode = both[1];
+	}
+#else
+	*socket = read_pointer(file + OFFSET_file__private_data);
 	inode = read_pointer(file + OFFSET_file__f_inode);
+#endif
 	bpf_probe_read_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
 	if ((mode & S_IFMT) != S_IFSOCK)
 		return 0;
-	socket = read_pointer(file + OFFSET_file__private_data);
-	bpf_probe_read_kernel(&type, sizeof(type), socket + OFFSET_socket__type);
-	if (type != SOCK_STREAM)
-		return 0;
-	if (!read_sock(facts, read_pointer(socket + OFFSET_socket__sk)))
-		return 0;
-	facts->tcp = 0;
-	if (facts->family != AF_UNIX) {
-		bpf_probe_read_kernel(&protocol, sizeof(protocol), facts->sk + OFFSET_sock__sk_protocol);
-		if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
-			return 0;
-		facts->tcp = protocol == IPPROTO_TCP;
-	}
-	facts->inode = read_u64(inode + OFFSET_inode__i_ino);
-	return facts->inode != 0;
+	return read_u64(inode + OFFSET_inode__i_ino);
 }
 
 /* The inode of a sock that is still attached to its socket; 0 when it is not. */
@@ -125,15 +124,16 @@ static __always_inline int fin_received(const void *sk) {
 }
 
 /* TCP: sequence number after the last byte that this call sent or received. */
-static __always_inline u32 position_after(const struct socket_facts *facts, u8 direction) {
+static __always_inline u32 position_after(const void *sk, u8 direction) {
 	u32 position;
+	u8 state = 0;
 
 	if (direction == DIRECTION_SEND)
-		return read_u32(facts->sk + OFFSET_tcp_sock__write_seq);
-	position = read_u32(facts->sk + OFFSET_tcp_sock__copied_seq);
+		return read_u32(sk + OFFSET_tcp_sock__write_seq);
+	position = read_u32(sk + OFFSET_tcp_sock__copied_seq);
 	/* A receive that meets the FIN has counted it (net/ipv4/tcp.c: found_fin_ok). */
-	if (facts->state != TCP_ESTABLISHED && fin_received(facts->sk) &&
-	    position == read_u32(facts->sk + OFFSET_tcp_sock__rcv_nxt))
+	bpf_probe_read_kernel(&state, sizeof(state), sk + OFFSET_sock_common__skc_state);
+	if (state != TCP_ESTABLISHED && fin_received(sk) && position == read_u32(sk + OFFSET_tcp_sock__rcv_nxt))
 		position--;
 	return position;
 }
@@ -146,28 +146,30 @@ static __always_inline void map_ipv4(u8 *address, u32 ipv4) {
 }
 
 /* Everything about the connection into the record. The UNIX path is the listener's: our own name or our peer's. */
-static __always_inline void describe(struct opened_record *record, const struct socket_facts *facts) {
+static __always_inline void describe(struct opened_record *record, const void *sk) {
+	struct socket_facts facts = {};
 	u32 length = 0;
 	void *address, *net;
 
-	record->family = facts->family;
-	record->local_port = facts->local_port;
-	record->remote_port = __builtin_bswap16(facts->remote_port);
-	net = read_pointer(facts->sk + OFFSET_sock_common__skc_net);
+	bpf_probe_read_kernel(&facts, SOCKET_FACTS_BYTES, sk);
+	record->family = facts.family;
+	record->local_port = facts.local_port;
+	record->remote_port = __builtin_bswap16(facts.remote_port);
+	net = read_pointer(sk + OFFSET_sock_common__skc_net);
 	record->network_namespace = read_u32(net + OFFSET_net__ns + OFFSET_ns_common__inum);
 	record->path_length = 0;
-	if (facts->family == AF_INET) {
-		map_ipv4(record->local_address, facts->local_address);
-		map_ipv4(record->remote_address, facts->remote_address);
-	} else if (facts->family == AF_INET6) {
-		bpf_probe_read_kernel(record->local_address, 16, facts->sk + OFFSET_sock_common__skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(record->remote_address, 16, facts->sk + OFFSET_sock_common__skc_v6_daddr);
+	if (facts.family == AF_INET) {
+		map_ipv4(record->local_address, facts.local_address);
+		map_ipv4(record->remote_address, facts.remote_address);
+	} else if (facts.family == AF_INET6) {
+		bpf_probe_read_kernel(record->local_address, 16, sk + OFFSET_sock_common__skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(record->remote_address, 16, sk + OFFSET_sock_common__skc_v6_daddr);
 	} else {
 		record->local_port = 0;
 		record->remote_port = 0;
-		address = read_pointer(facts->sk + OFFSET_unix_sock__addr);
+		address = read_pointer(sk + OFFSET_unix_sock__addr);
 		if (!address) {
-			void *peer = read_pointer(facts->sk + OFFSET_unix_sock__peer);
+			void *peer = read_pointer(sk + OFFSET_unix_sock__peer);
 
 			if (peer)
 				address = read_pointer(peer + OFFSET_unix_sock__addr);

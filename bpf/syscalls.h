@@ -82,45 +82,35 @@ static __always_inline int process_watched(void *task, u32 pid) {
 	return watched;
 }
 
-/* What names this process: a pid is reused, an exec makes another program of it. */
-static __always_inline u64 process_token(void *task) {
-	void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
-
-	return read_u64(leader + OFFSET_task_struct__start_boottime) ^ (u64)read_pointer(task + OFFSET_task_struct__mm);
-}
-
 #define RECHECK_NS 1000000000ULL /* comm may change, and an executable may be replaced, without an exec */
 
 static __always_inline struct process *find_process(u32 pid, u64 now) {
-	void *task = (void *)bpf_get_current_task();
 	struct process *process = processes.lookup(&pid);
-	u64 token = process_token(task);
 	struct process fresh = {};
 
-	if (process && process->token == token) {
+	if (process) {
 #if defined(FILTER_COMM) || defined(FILTER_EXECUTABLE)
 		if (now - process->checked_ns > RECHECK_NS) {
-			process->watched = process_watched(task, pid);
+			process->watched = process_watched((void *)bpf_get_current_task(), pid);
 			process->checked_ns = now;
 		}
 #endif
 		return process;
 	}
-	fresh.token = token;
 	fresh.checked_ns = now;
-	fresh.watched = process_watched(task, pid);
+	fresh.watched = process_watched((void *)bpf_get_current_task(), pid);
 	processes.update(&pid, &fresh);
 	return processes.lookup(&pid);
 }
 
 #ifdef FILTER_PROCESS
-static __always_inline int current_watched(u32 pid, u64 now) {
+static __always_inline int current_watched(u32 pid) {
 #if defined(FILTER_COMM) || defined(FILTER_EXECUTABLE)
-	struct process *process = find_process(pid, now);
+	struct process *process = find_process(pid, bpf_ktime_get_ns());
 
 	return process && process->watched;
 #else
-	/* By pid alone there is nothing to remember: one look-up instead of a walk through the task. */
+	/* By pid alone there is nothing to remember. */
 	return process_watched(0, pid);
 #endif
 }
@@ -129,8 +119,7 @@ static __always_inline int current_watched(u32 pid, u64 now) {
 /* --- sending up -------------------------------------------------------------------------------------------------- */
 
 /* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
-static __always_inline int announce(struct workspace *w, struct ledger *ledger, struct connection *connection,
-				    const struct socket_facts *facts) {
+static __always_inline int announce(struct workspace *w, struct ledger *ledger, struct connection *connection) {
 	struct opened_record *opened = (struct opened_record *)w->payload;
 	struct process *process = find_process(w->call.pid, w->call.time_ns);
 
@@ -170,8 +159,8 @@ static __always_inline int announce(struct workspace *w, struct ledger *ledger, 
 	opened->socket = w->call.socket;
 	opened->send_position = connection->base[DIRECTION_SEND];
 	opened->recv_position = connection->base[DIRECTION_RECV];
-	opened->counted = !facts->tcp;
-	describe(opened, facts);
+	opened->counted = !connection->tcp;
+	describe(opened, connection->sk);
 	if (send_up(ledger, opened, sizeof(*opened))) {
 		ledger->announcements_lost++;
 		return 0;
@@ -473,6 +462,34 @@ static __always_inline int port_watched(const struct socket_facts *facts) {
 }
 #endif
 
+/* A socket that we see for the first time: 0 when it is no stream of a family that we know. */
+static __always_inline struct connection *remember(u64 inode, const void *socket, u8 role, u8 fresh) {
+	struct socket_facts facts = {};
+	struct connection new = {};
+	u16 type = 0, protocol = 0;
+
+	bpf_probe_read_kernel(&type, sizeof(type), socket + OFFSET_socket__type);
+	if (type != SOCK_STREAM)
+		return 0;
+	new.sk = read_pointer(socket + OFFSET_socket__sk);
+	bpf_probe_read_kernel(&facts, SOCKET_FACTS_BYTES, new.sk);
+	if (facts.family == AF_INET || facts.family == AF_INET6) {
+		bpf_probe_read_kernel(&protocol, sizeof(protocol), new.sk + OFFSET_sock__sk_protocol);
+		if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+			return 0;
+		new.tcp = protocol == IPPROTO_TCP;
+	} else if (facts.family != AF_UNIX) {
+		return 0;
+	}
+#ifdef FILTER_PORT
+	new.filtered = !port_watched(&facts);
+#endif
+	new.role = role;
+	new.fresh = fresh;
+	connections.update(&inode, &new);
+	return connections.lookup(&inode);
+}
+
 static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 gone, u32 position) {
 	struct closed_record record = {};
 	struct ledger *ledger = find_ledger();
@@ -521,7 +538,7 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 			return 0;
 		}
 	}
-	if (connection->owner != call->pid && !announce(w, ledger, connection, &w->facts)) {
+	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
 		account(ledger, ROW_LOST, 1, total);
 		return 0;
 	}
@@ -587,15 +604,14 @@ int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
 
 /* accept and connect: from here on we know the connection from its first byte, and who is the client. */
 static __always_inline int on_new_socket(u32 descriptor, u8 role) {
-	struct socket_facts facts;
-	struct connection fresh = {};
+	void *socket;
+	u64 inode;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) == AGENT_PID || !find_socket(&facts, descriptor))
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) == AGENT_PID)
 		return 0;
-	fresh.role = role;
-	fresh.fresh = 1;
-	fresh.family = facts.family;
-	connections.insert(&facts.inode, &fresh);
+	inode = find_socket(&socket, descriptor);
+	if (inode)
+		remember(inode, socket, role, 1);
 	return 0;
 }
 
@@ -603,13 +619,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	long result = (long)ctx->args[1];
 	const void *registers = (const void *)ctx->args[0];
 	struct call_registers arguments = {};
-	struct socket_facts facts;
 	struct workspace *w;
 	struct ledger *ledger;
 	struct call *call;
-	struct connection *connection, unknown = {};
+	struct connection *connection;
 	u32 descriptor, flags = 0, kind, messages = 0, i;
-	u64 at, ids;
+	u64 at, ids, inode;
+	void *socket;
 	u8 direction, reason = REASON_NONE;
 
 	if (result < 0 && result != -EINPROGRESS)
@@ -665,11 +681,11 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	case CALL_ACCEPT4:
 		return on_new_socket(result, ROLE_SERVER);
 	case CALL_SHUTDOWN:
-		if (!find_socket(&facts, descriptor) || facts.tcp)
-			return 0; /* TCP: on_set_state */
-		connection = connections.lookup(&facts.inode);
-		if (connection && connection->owner && at <= SHUTDOWN_BOTH - 1)
-			send_closed(facts.inode, bpf_ktime_get_ns(),
+		inode = find_socket(&socket, descriptor);
+		connection = inode ? connections.lookup(&inode) : 0;
+		/* TCP: see on_set_state. */
+		if (connection && !connection->tcp && connection->owner && at <= SHUTDOWN_BOTH - 1)
+			send_closed(inode, bpf_ktime_get_ns(),
 				    at == 0   ? DIRECTION_RECV
 				    : at == 1 ? DIRECTION_SEND
 					      : DIRECTION_BOTH,
@@ -685,15 +701,23 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	if (arguments.number == CALL_SPLICE) {
 		/* splice(in, offset, out, ...): one of the two is the socket. */
-		if (find_socket(&facts, arguments.third)) {
-			descriptor = arguments.third;
-		} else {
+		inode = find_socket(&socket, arguments.third);
+		if (!inode) {
 			direction = DIRECTION_RECV;
-			if (!find_socket(&facts, descriptor))
-				return 0;
+			inode = find_socket(&socket, descriptor);
 		}
-	} else if (!find_socket(&facts, descriptor)) {
+	} else {
+		inode = find_socket(&socket, descriptor);
+	}
+	if (!inode)
 		return 0;
+	connection = connections.lookup(&inode);
+	if (!connection) {
+		if (!result)
+			return 0;
+		connection = remember(inode, socket, ROLE_UNKNOWN, 0);
+		if (!connection)
+			return 0;
 	}
 
 	w = find_workspace();
@@ -719,38 +743,31 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		ledger->rows[ROW_TOTAL].calls++;
 		ledger->rows[ROW_TOTAL].bytes += result;
 	}
+#ifdef FILTER_PROCESS
+	if (!current_watched(ids >> 32)) {
+		account(ledger, ROW_FILTERED, result > 0, result);
+		return 0;
+	}
+#endif
+#ifdef FILTER_PORT
+	if (connection->filtered) {
+		account(ledger, ROW_FILTERED, result > 0, result);
+		return 0;
+	}
+#endif
+	if (connection->verdict > VERDICT_HTTP1) {
+		account(ledger, row_of_verdict(connection->verdict), result > 0, result);
+		return 0;
+	}
+	if (is_compat_call()) {
+		account(ledger, ROW_NOT_HTTP, result > 0, result);
+		return 0;
+	}
 	call->time_ns = bpf_ktime_get_ns();
 	call->pid = ids >> 32;
 	call->tid = ids;
-
-#ifdef FILTER_PROCESS
-	if (!current_watched(call->pid, call->time_ns))
-		goto filtered;
-#endif
-#ifdef FILTER_PORT
-	if (!port_watched(&facts))
-		goto filtered;
-#endif
-
-	connection = connections.lookup(&facts.inode);
-	if (!connection) {
-		if (!result)
-			return 0;
-		unknown.family = facts.family;
-		connections.update(&facts.inode, &unknown);
-		connection = connections.lookup(&facts.inode);
-		if (!connection) {
-			account(ledger, ROW_LOST, 1, result);
-			return 0;
-		}
-	}
-	if (connection->verdict > VERDICT_HTTP1) {
-		if (result)
-			account(ledger, row_of_verdict(connection->verdict), 1, result);
-		return 0;
-	}
-	if (facts.tcp) {
-		call->first_position = position_after(&facts, direction) - (u32)result;
+	if (connection->tcp) {
+		call->first_position = position_after(connection->sk, direction) - (u32)result;
 	} else {
 		call->first_position = connection->count[direction & 1];
 		lock_xadd(&connection->count[direction & 1], (u32)result);
@@ -758,7 +775,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	if (!result) {
 		/* End of the stream; not so when nothing was asked for. */
 		if (direction == DIRECTION_RECV && connection->owner && (kind != KIND_BUFFER || arguments.third))
-			send_closed(facts.inode, call->time_ns, DIRECTION_RECV, 0, call->first_position);
+			send_closed(inode, call->time_ns, DIRECTION_RECV, 0, call->first_position);
 		return 0;
 	}
 
@@ -766,11 +783,11 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	if (!connection->owner && (!connection->based || !connection->fresh)) {
 		connection->based = 1;
 		connection->base[direction & 1] = call->first_position;
-		connection->base[!(direction & 1)] =
-			facts.tcp ? position_after(&facts, !(direction & 1)) : connection->count[!(direction & 1)];
+		connection->base[!(direction & 1)] = connection->tcp ? position_after(connection->sk, !(direction & 1))
+								     : connection->count[!(direction & 1)];
 	}
 
-	call->socket = facts.inode;
+	call->socket = inode;
 	call->total = result;
 	call->done = 0;
 	call->filled = 0;
@@ -780,23 +797,16 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call->first_lost = 0;
 	call->contiguous = 0;
 	/* TCP discards what it would have copied; UNIX sockets know no such flag. */
-	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC) && facts.tcp)
+	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC) && connection->tcp)
 		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;
 	call->kind = kind;
 	call->reason = reason;
 	call->second = at;
 	call->third = arguments.third;
 	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;
-	w->facts = facts;
 	programs.call(ctx, connection->verdict == VERDICT_UNDECIDED ? PROGRAM_JUDGE : PROGRAM_DELIVER);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
 	return 0;
-#if defined(FILTER_PROCESS) || defined(FILTER_PORT)
-filtered:
-	if (result)
-		account(ledger, ROW_FILTERED, 1, result);
-	return 0;
-#endif
 }
 
 /* --- the end of a TCP connection ----------------------------------------------------------------------------------- */
@@ -840,7 +850,27 @@ int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 	return 0;
 }
 
-/* --- filters that follow processes ---------------------------------------------------------------------------------- */
+/* --- processes that come and go ------------------------------------------------------------------------------------- */
+
+/* sched:sched_process_exec(task, ...): another program, with another name and other arguments. */
+int on_exec(struct bpf_raw_tracepoint_args *ctx) {
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	processes.delete(&pid);
+	return 0;
+}
+
+/* sched:sched_process_exit(task): with its last thread a process is gone, and its pid may be given to another. */
+int on_exit(struct bpf_raw_tracepoint_args *ctx) {
+	void *signal = read_pointer((void *)ctx->args[0] + OFFSET_task_struct__signal);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+
+	if (read_u32(signal + OFFSET_signal_struct__live))
+		return 0;
+	processes.delete(&pid);
+	watched_pids.delete(&pid);
+	return 0;
+}
 
 #ifdef FILTER_PID
 /* sched:sched_process_fork(parent, child): a watched process' children are watched. */
@@ -854,16 +884,6 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx) {
 
 		watched_pids.update(&child, &copy);
 	}
-	return 0;
-}
-
-/* sched:sched_process_exit(task): with its last thread a process is gone, and its pid may be given to another. */
-int on_exit(struct bpf_raw_tracepoint_args *ctx) {
-	void *signal = read_pointer((void *)ctx->args[0] + OFFSET_task_struct__signal);
-	u32 pid = bpf_get_current_pid_tgid() >> 32;
-
-	if (!read_u32(signal + OFFSET_signal_struct__live))
-		watched_pids.delete(&pid);
 	return 0;
 }
 #endif

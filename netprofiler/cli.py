@@ -28,7 +28,8 @@ VERBS: Final = {
 _USAGE: Final = """\
 usage: netprofiler [VERB] [options] [-- COMMAND…]
 
-Shows every HTTP exchange on this host, of processes that nobody changed, restarted or proxied.
+Shows every HTTP exchange on this host, of processes that nobody changed,
+restarted or proxied.
 
 """
 
@@ -38,8 +39,9 @@ examples:
   sudo netprofiler --port 8080                  one port, on the terminal
   sudo netprofiler -o - -- curl -s http://host/ what one command says
 
-`netprofiler VERB --help` has each verb's options, `netprofiler doctor` says what
-is missing here. Filters may be repeated: of one kind they are OR, kinds are AND.
+`netprofiler VERB --help` has each verb's options. Filters may be repeated: of
+one kind they are OR, kinds are AND. Exit status: 0 fine, 1 the agent failed,
+2 bad usage or configuration, 3 this host cannot do it (`netprofiler doctor`).
 """
 
 

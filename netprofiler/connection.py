@@ -54,6 +54,7 @@ BLOCKED_BYTES_MAX: Final = 1024 * 1024
 BLOCKED_SEGMENTS_MAX: Final = 4096
 """Bytes, and pieces, of responses that wait for their request to show up."""
 
+_VERSION: Final = b"HTTP/1."
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
@@ -100,6 +101,8 @@ class _State(Enum):
     CHUNK_END = auto()
     TRAILERS = auto()
     UNTIL_CLOSE = auto()
+    DOUBT = auto()
+    """Behind the head of a response whose request we do not know: if that was a HEAD, the next response comes now."""
     LOST = auto()
     """Somewhere in a stream: the next message that begins with a piece is where we go on."""
     TUNNEL = auto()
@@ -147,7 +150,6 @@ class _Reader:
         "stash_start",
         "state",
         "unattributed",
-        "unknown_request",
     )
 
     def __init__(self, direction: int, position: int, fresh: bool) -> None:
@@ -170,7 +172,6 @@ class _Reader:
         self.keeping = True
         self.skipping = False
         self.interim = False
-        self.unknown_request = False
         self.holding: Holding | None = None
         self.blocked: list[Segment] | None = None
         self.blocked_bytes = 0
@@ -409,9 +410,6 @@ class Connection:
                     return
             elif state is _State.LENGTH:
                 taken = min(size - at, reader.remaining)
-                if reader.unknown_request and self._is_bodiless(reader, data, at):
-                    self._end_message(reader, segment.time_ns, size - at)
-                    continue
                 self._take_body(reader, data[at : at + taken], segment.time_ns)
                 reader.remaining -= taken
                 at += taken
@@ -429,6 +427,8 @@ class Connection:
             elif state is _State.UNTIL_CLOSE:
                 self._take_body(reader, data[at:], segment.time_ns)
                 at = size
+            elif state is _State.DOUBT:
+                at = self._feed_doubt(reader, data, at, segment)
             elif state is _State.TUNNEL:
                 self._attribute(reader, "tunnel", 0)
                 return
@@ -439,10 +439,34 @@ class Connection:
             else:
                 at = self._feed_line(reader, data, at, segment)
 
-    @staticmethod
-    def _is_bodiless(reader: _Reader, data: bytes, at: int) -> bool:
-        """No body after all: the request that we do not know was a HEAD."""
-        return reader.message is not None and not reader.message.body_bytes and data.startswith(b"HTTP/1.", at)
+    def _feed_doubt(self, reader: _Reader, data: bytes, at: int, segment: Segment) -> int:
+        """Up to seven bytes tell whether there is a body."""
+        before = len(reader.stash)
+        if not before:
+            reader.stash_start = segment.without_start(at) if at else segment
+        start = bytes(reader.stash) + data[at : at + len(_VERSION) - before]
+        if start == _VERSION:
+            stash_start = reader.stash_start
+            self._end_message(reader, segment.time_ns, before + len(data) - at)
+            reader.stash_start = stash_start
+            reader.state = _State.HEAD
+            return at
+        if _VERSION.startswith(start):
+            reader.stash += data[at:]
+            return len(data)
+        reader.unattributed -= len(data) - at
+        self._believe_body(reader)
+        reader.unattributed += len(data) - at
+        return at
+
+    def _believe_body(self, reader: _Reader) -> None:
+        """It is a body: what is in hand of it is its beginning."""
+        start, stash = reader.stash_start, bytes(reader.stash)
+        reader.stash.clear()
+        reader.stash_start = None
+        self._set_framing(reader, reader.remaining)
+        if stash and start is not None:
+            self._feed(reader, replace(start, length=len(stash), payload=stash))
 
     def _resynchronise(self, reader: _Reader, data: bytes, at: int) -> bool:
         """Lost in the stream: does a message begin with this piece?"""
@@ -585,10 +609,14 @@ class Connection:
             self.shared.counters.unpaired += 1
             if self.pairing.certain:
                 self.pairing.joined()
-        reader.unknown_request = request is None
         self._begin(reader, head, start, request)
         method = request.head.method if request is not None else None
-        self._frame(reader, body_length(head, method), left)
+        length = body_length(head, method)
+        if request is None and length and length != UNFRAMED:
+            reader.state = _State.DOUBT
+            reader.remaining = length
+        else:
+            self._frame(reader, length, left)
         if head.status == 101 or (method == "CONNECT" and 200 <= head.status < 300):
             for each in self.readers:
                 if each.message is not None:
@@ -602,20 +630,25 @@ class Connection:
         """The head is done; `left` bytes of the piece lie behind it."""
         message = reader.message
         assert message is not None
+        if length == UNFRAMED:
+            # RFC 9112, section 6.3, rule 5: nobody can go on from here; who gets it answers 400 and closes.
+            self._cut_short(reader, Completeness.PARTIAL, "recorded", left)
+            self.pairing.lost(requests=message.head.is_request)
+        elif length:
+            self._set_framing(reader, length)
+        else:
+            self._end_message(reader, message.end_ns, left)
+
+    @staticmethod
+    def _set_framing(reader: _Reader, length: int) -> None:
         if length == CHUNKED:
             reader.state = _State.CHUNK_SIZE
             reader.raw = bytearray()
         elif length == UNTIL_CLOSE:
             reader.state = _State.UNTIL_CLOSE
-        elif length == UNFRAMED:
-            # RFC 9112, section 6.3, rule 5: nobody can go on from here; who gets it answers 400 and closes.
-            self._cut_short(reader, Completeness.PARTIAL, "recorded", left)
-            self.pairing.lost(requests=message.head.is_request)
-        elif length:
+        else:
             reader.state = _State.LENGTH
             reader.remaining = length
-        else:
-            self._end_message(reader, message.end_ns, left)
 
     def _ask_to_skip(self, reader: _Reader) -> None:
         """A large body of known length: the kernel side need not copy what we would not keep. The piece at hand is
@@ -704,6 +737,8 @@ class Connection:
 
     def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int) -> None:
         """`length` bytes go by unseen. Where the framing is known across them, the message goes on."""
+        if reader.state is _State.DOUBT:
+            self._believe_body(reader)
         message = reader.message
         state = reader.state
         if state is _State.TUNNEL:
@@ -915,7 +950,7 @@ class Connection:
     def drain(self, now_ns: int) -> None:
         """The end of everything: what is in hand comes out as it is."""
         for reader in self.readers:
-            if not reader.finished:
+            if not reader.finished or reader.message is not None or reader.unattributed or reader.calls:
                 self._finish(reader, now_ns)
 
 

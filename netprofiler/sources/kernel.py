@@ -47,6 +47,15 @@ _INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h
 _MADV_PAGEOUT: Final = 21
 _BUSY_OR_IO: Final = (1, 12, 13)  # EPERM, ENOMEM, EACCES
 
+TRACEPOINTS: Final = {
+    b"sched_process_fork": b"on_fork",
+    b"sched_process_exec": b"on_exec",
+    b"sched_process_exit": b"on_exit",
+    b"inet_sock_set_state": b"on_set_state",
+    b"sys_exit": b"on_sys_exit",
+}
+"""Raw tracepoints → programs, in the order of attaching: what sees traffic comes last. Forks are followed for --pid."""
+
 TAIL_CALLED: Final = (b"on_deliver", b"on_undecided", b"on_long_call")
 """In the order of bpf/maps.h's PROGRAM_ numbers."""
 
@@ -162,11 +171,14 @@ class KernelSource:
         try:
             with _quiet_stderr(messages):
                 self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
-                for name in (b"on_sys_exit", b"on_set_state", *TAIL_CALLED):
+                follows_forks = bool(filters.pids or filters.exclude_pids)
+                self._tracepoints = {
+                    tracepoint: name
+                    for tracepoint, name in TRACEPOINTS.items()
+                    if follows_forks or tracepoint != b"sched_process_fork"
+                }
+                for name in (*self._tracepoints.values(), *TAIL_CALLED):
                     self._load(bcc, name)
-                if filters.pids or filters.exclude_pids:
-                    self._load(bcc, b"on_fork")
-                    self._load(bcc, b"on_exit")
         except Exception as error:  # BCC raises plain Exception for all that goes wrong
             detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
             raise CommandError(
@@ -235,11 +247,8 @@ class KernelSource:
         messages: list[str] = []
         try:
             with _quiet_stderr(messages):
-                if b"on_fork" in self._programs:
-                    self._bpf.attach_raw_tracepoint(b"sched_process_fork", b"on_fork")
-                    self._bpf.attach_raw_tracepoint(b"sched_process_exit", b"on_exit")
-                self._bpf.attach_raw_tracepoint(b"inet_sock_set_state", b"on_set_state")
-                self._bpf.attach_raw_tracepoint(b"sys_exit", b"on_sys_exit")
+                for tracepoint, name in self._tracepoints.items():
+                    self._bpf.attach_raw_tracepoint(tracepoint, name)
         except Exception as error:
             raise CommandError(
                 f"the kernel refused to attach: {error}", ExitCode.HOST, remedy="see `netprofiler doctor`"
@@ -250,9 +259,8 @@ class KernelSource:
         if self._attached:
             self._attached = False
             with _quiet_stderr([]):
-                for name in (b"sys_exit", b"inet_sock_set_state", b"sched_process_fork", b"sched_process_exit"):
-                    if name in self._bpf.raw_tracepoint_fds:
-                        self._bpf.detach_raw_tracepoint(name)
+                for tracepoint in reversed(self._tracepoints):
+                    self._bpf.detach_raw_tracepoint(tracepoint)
 
     def probes(self) -> list[str]:
         return [name.decode() for name in self._bpf.raw_tracepoint_fds]

@@ -139,10 +139,10 @@ def sendfile(script: Script) -> None:
 
 
 def joined(script: Script) -> None:
-    """Open before the agent: the rest of a response comes first, which belongs to nothing."""
+    """Open before the agent: the first response answers a request that was not seen; the last one is cut by the end."""
     script.process(1234, "traffic", "/bin/traffic --requests 10")
     client = script.open(0, fresh=False)
-    client.recv(b"the rest of something")
+    client.recv(response(b"to a request from before"))
     client.send(request(b"/first"))
     client.recv(response(b"first"))
     client.send(request(b"/second"))

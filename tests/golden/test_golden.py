@@ -115,7 +115,7 @@ def test_packet_capture_gives_the_exchanges_of_the_recording() -> None:
         ({"unknown": 1}, "Additional"),
         ({"status_code": 200}, "valid"),
         ({"completeness": "gap"}, "missing_bytes"),
-        ({"body": ""}, "short"),
+        ({"body": ""}, "non-empty"),
         ({"source_ip": "localhost"}, "valid"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Offsets from the running kernel's BTF, against facts that do not depend on the kernel's version."""
+"""sources/btf.py: offsets of this kernel, and what is said where there are none."""
 
 from __future__ import annotations
 
@@ -6,34 +6,48 @@ from pathlib import Path
 
 import pytest
 
-from netprofiler.errors import CommandError
+from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources import btf
-
-pytestmark = pytest.mark.skipif(not btf.BTF_PATH.is_file(), reason="this kernel shows no BTF")
-
-
-def test_known_layouts() -> None:
-    offsets = btf.member_offsets(
-        ["sock_common.skc_daddr", "sock_common.skc_rcv_saddr", "sock_common.skc_dport", "sock_common.skc_family"]
-    )
-    # bpf/socket.h reads these 20 bytes at once.
-    assert list(offsets.values()) == [0, 4, 12, 16]
+from netprofiler.sources.kernel import assemble, find_bpf, needed_offsets
 
 
-def test_members_of_anonymous_structs_are_found() -> None:
-    """skc_daddr lies in a struct in a union; mm_struct's members in an anonymous struct."""
-    offsets = btf.member_offsets(["mm_struct.arg_start", "mm_struct.arg_end"])
-    assert offsets["mm_struct.arg_end"] == offsets["mm_struct.arg_start"] + 8
+def needs_btf_and_libbpf() -> None:
+    if not btf.BTF_PATH.exists():
+        pytest.skip("needs a kernel with BTF")
+    try:
+        btf._load_libbpf()
+    except CommandError:
+        pytest.skip("needs libbpf")
 
 
-def test_what_is_not_there_is_named() -> None:
-    with pytest.raises(CommandError, match=r"task_struct\.no_such_member, no_such_struct\.member") as caught:
-        btf.member_offsets(["task_struct.files", "task_struct.no_such_member", "no_such_struct.member"])
-    assert caught.value.exit_code == 3
+def test_a_kernel_without_btf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(btf, "BTF_PATH", tmp_path / "vmlinux")
+    with pytest.raises(CommandError, match="BTF") as raised:
+        btf.member_offsets(["sock.sk_protocol"])
+    assert raised.value.exit_code == ExitCode.HOST
+    assert "CONFIG_DEBUG_INFO_BTF" in str(raised.value)
 
 
-def test_no_btf_is_said_with_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(btf, "BTF_PATH", Path("/nonexistent/vmlinux"))
-    with pytest.raises(CommandError, match="/nonexistent/vmlinux is missing") as caught:
-        btf.member_offsets(["task_struct.files"])
-    assert caught.value.exit_code == 3
+def test_members_that_this_kernel_has_not_are_named() -> None:
+    needs_btf_and_libbpf()
+    with pytest.raises(CommandError) as raised:
+        btf.member_offsets(["sock.sk_protocol", "sock.sk_nonsense", "nonsense.member"])
+    assert raised.value.exit_code == ExitCode.HOST
+    assert "sock.sk_nonsense" in str(raised.value) and "nonsense.member" in str(raised.value)
+    assert "sk_protocol" not in str(raised.value)
+
+
+def test_all_that_the_program_needs_is_found() -> None:
+    needs_btf_and_libbpf()
+    needed = needed_offsets(assemble(find_bpf()))
+    offsets = btf.member_offsets(needed)
+    assert list(offsets) == needed
+    assert len(needed) > 20
+    assert all(0 <= offset < 1 << 16 for offset in offsets.values())
+
+
+def test_anonymous_members_are_looked_into() -> None:
+    """sock_common's addresses lie in a struct in a union, both without a name."""
+    needs_btf_and_libbpf()
+    offsets = btf.member_offsets(["sock_common.skc_daddr", "sock_common.skc_rcv_saddr"])
+    assert offsets == {"sock_common.skc_daddr": 0, "sock_common.skc_rcv_saddr": 4}
