@@ -13,10 +13,11 @@
 
 #if defined(__x86_64__)
 
-/* arch/x86: struct pt_regs ... r10 at 56 ... dx, si, di, orig_ax at 96, 104, 112, 120. */
-#define REGISTERS_OFFSET 96
-#define FOURTH_ARGUMENT_OFFSET 56
+/* arch/x86: struct pt_regs ... r10, r9, r8, ax, cx, dx, si, di, orig_ax from 56 on. */
+#define REGISTERS_OFFSET 56
 struct call_registers {
+	u64 fourth;
+	u64 unused[4];
 	u64 third;
 	u64 second;
 	u64 first;
@@ -46,13 +47,12 @@ struct call_registers {
 
 /* arch/arm64: regs[0] holds the result by now, so the first argument is orig_x0; syscallno follows it.
  * user_pt_regs is 272 bytes (x0..x30, sp, pc, pstate), then orig_x0 and syscallno. */
-#define ARGUMENTS_IN_TWO_PARTS 1
-#define REGISTERS_OFFSET 8 /* x1, x2 */
+#define REGISTERS_OFFSET 8 /* x1, x2, x3 */
 #define FIRST_ARGUMENT_OFFSET 272
-#define FOURTH_ARGUMENT_OFFSET 24
 struct call_registers {
 	u64 second;
 	u64 third;
+	u64 fourth;
 	u64 first;
 	u64 number; /* s32 syscallno and padding */
 };
@@ -80,39 +80,58 @@ struct call_registers {
 #error "netprofiler knows x86-64 and arm64"
 #endif
 
+/* Kernel memory, read in one of two ways. A bpf_probe_read_kernel costs some 35 ns (measured, docs/benchmarks.md), and a
+ * call takes many. From a pointer whose type the verifier knows (bpf_get_current_task_btf, Linux 5.11) it takes plain loads, of 1 ns: DIRECT_READS, where sources/kernel.py found that such a program loads. In assembly,
+ * because BCC would make a bpf_probe_read of it. */
+#ifdef DIRECT_READS
+static void *(*get_current_task_btf)(void) = (void *)158; /* BPF_FUNC_get_current_task_btf */
+
+#define LOAD_U64(from, offset)                                                                                         \
+	({                                                                                                             \
+		u64 loaded;                                                                                            \
+		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
+		loaded;                                                                                                \
+	})
+#define LOAD_U32(from, offset)                                                                                         \
+	({                                                                                                             \
+		u64 loaded;                                                                                            \
+		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
+		(u32) loaded;                                                                                          \
+	})
+#define CURRENT_TASK() get_current_task_btf()
+#else
+#define LOAD_U64(from, offset)                                                                                         \
+	({                                                                                                             \
+		u64 loaded = 0;                                                                                        \
+		bpf_probe_read_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                             \
+		loaded;                                                                                                \
+	})
+#define LOAD_U32(from, offset)                                                                                         \
+	({                                                                                                             \
+		u32 loaded = 0;                                                                                        \
+		bpf_probe_read_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                             \
+		loaded;                                                                                                \
+	})
+#define CURRENT_TASK() ((void *)bpf_get_current_task())
+#endif
+
 static __always_inline void read_call_registers(struct call_registers *call, const void *registers) {
-#ifdef ARGUMENTS_IN_TWO_PARTS
-	bpf_probe_read_kernel(&call->second, 16, registers + REGISTERS_OFFSET);
+	bpf_probe_read_kernel(call, sizeof(*call), registers + REGISTERS_OFFSET);
+#if defined(__aarch64__)
 	bpf_probe_read_kernel(&call->first, 16, registers + FIRST_ARGUMENT_OFFSET);
 	call->number = (u32)call->number;
-#else
-	bpf_probe_read_kernel(call, sizeof(*call), registers + REGISTERS_OFFSET);
 #endif
 }
 
 /* Is this a call of a 32-bit program, whose numbers and registers mean something else? */
-static __always_inline int is_compat_call(void) {
-	void *task = (void *)bpf_get_current_task();
+static __always_inline int is_compat_call(void *task) {
 #if defined(__x86_64__)
-	u32 status = 0;
-
-	bpf_probe_read_kernel(&status, sizeof(status),
-			      task + OFFSET_task_struct__thread_info + OFFSET_thread_info__status);
-	return status & 2; /* TS_COMPAT */
+	return LOAD_U32(task, OFFSET_task_struct__thread_info + OFFSET_thread_info__status) & 2; /* TS_COMPAT */
 #else
-	u64 flags = 0;
+	u64 flags = LOAD_U64(task, OFFSET_task_struct__thread_info + OFFSET_thread_info__flags);
 
-	bpf_probe_read_kernel(&flags, sizeof(flags),
-			      task + OFFSET_task_struct__thread_info + OFFSET_thread_info__flags);
 	return (flags >> 22) & 1; /* TIF_32BIT */
 #endif
-}
-
-static __always_inline u64 read_fourth_argument(const void *registers) {
-	u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), registers + FOURTH_ARGUMENT_OFFSET);
-	return value;
 }
 
 #endif

@@ -57,37 +57,19 @@ static __always_inline u64 read_u64(const void *at) {
 	return value;
 }
 
-static __always_inline void *find_file(u32 descriptor) {
-	void *task = (void *)bpf_get_current_task();
-	void *files = read_pointer(task + OFFSET_task_struct__files);
-	void *at = read_pointer(files + OFFSET_files_struct__fdt);
-#if OFFSET_fdtable__fd == OFFSET_fdtable__max_fds + 8
-	struct {
-		u32 max_fds;
-		u32 padding;
-		void *fd;
-	} table = {};
+static __always_inline void *find_file(void *task, u32 descriptor) {
+	void *files = (void *)LOAD_U64(task, OFFSET_task_struct__files);
+	void *table = (void *)LOAD_U64(files, OFFSET_files_struct__fdt);
 
-	bpf_probe_read_kernel(&table, sizeof(table), at + OFFSET_fdtable__max_fds);
-#else
-	struct {
-		u32 max_fds;
-		void *fd;
-	} table = {};
-
-	table.max_fds = read_u32(at + OFFSET_fdtable__max_fds);
-	table.fd = read_pointer(at + OFFSET_fdtable__fd);
-#endif
-	if (descriptor >= table.max_fds)
+	if (descriptor >= LOAD_U32(table, OFFSET_fdtable__max_fds))
 		return 0;
-	return read_pointer(table.fd + (u64)descriptor * 8);
+	return read_pointer((void *)LOAD_U64(table, OFFSET_fdtable__fd) + (u64)descriptor * 8);
 }
 
 /* The inode number of the socket behind a descriptor, and its struct socket; 0 when it is none (a file, a pipe). */
-static __always_inline u64 find_socket(void **socket, u32 descriptor) {
-	void *file = find_file(descriptor);
+static __always_inline u64 find_socket(void *task, void **socket, u32 descriptor) {
+	void *file = find_file(task, descriptor);
 	void *inode;
-	u16 mode = 0;
 
 	if (!file)
 		return 0;
@@ -103,10 +85,21 @@ static __always_inline u64 find_socket(void **socket, u32 descriptor) {
 	*socket = read_pointer(file + OFFSET_file__private_data);
 	inode = read_pointer(file + OFFSET_file__f_inode);
 #endif
-	bpf_probe_read_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
-	if ((mode & S_IFMT) != S_IFSOCK)
-		return 0;
-	return read_u64(inode + OFFSET_inode__i_ino);
+#if OFFSET_inode__i_mode == 0 && OFFSET_inode__i_ino <= 64
+	{
+		u64 start[OFFSET_inode__i_ino / 8 + 1] = {};
+
+		bpf_probe_read_kernel(start, sizeof(start), inode);
+		return ((u16)start[0] & S_IFMT) == S_IFSOCK ? start[OFFSET_inode__i_ino / 8] : 0;
+	}
+#else
+	{
+		u16 mode = 0;
+
+		bpf_probe_read_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
+		return (mode & S_IFMT) == S_IFSOCK ? read_u64(inode + OFFSET_inode__i_ino) : 0;
+	}
+#endif
 }
 
 /* The inode of a sock that is still attached to its socket; 0 when it is not. */

@@ -333,7 +333,7 @@ unreadable:
 /* Which part of which file: so that the user side can read the start of it back. */
 static __always_inline void describe_file(struct workspace *w, u32 descriptor, u64 offset_pointer) {
 	struct file_source *source = (struct file_source *)w->payload;
-	void *file = find_file(descriptor);
+	void *file = find_file(CURRENT_TASK(), descriptor);
 	void *inode = read_pointer(file + OFFSET_file__f_inode);
 	void *super = read_pointer(inode + OFFSET_inode__i_sb);
 	void *dentry = read_pointer(file + OFFSET_file__f_path + OFFSET_path__dentry);
@@ -604,12 +604,13 @@ int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
 
 /* accept and connect: from here on we know the connection from its first byte, and who is the client. */
 static __always_inline int on_new_socket(u32 descriptor, u8 role) {
+	void *task = CURRENT_TASK();
 	void *socket;
 	u64 inode;
 
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) == AGENT_PID)
+	if (LOAD_U32(task, OFFSET_task_struct__tgid) == AGENT_PID)
 		return 0;
-	inode = find_socket(&socket, descriptor);
+	inode = find_socket(task, &socket, descriptor);
 	if (inode)
 		remember(inode, socket, role, 1);
 	return 0;
@@ -617,20 +618,20 @@ static __always_inline int on_new_socket(u32 descriptor, u8 role) {
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	long result = (long)ctx->args[1];
-	const void *registers = (const void *)ctx->args[0];
+	void *task;
 	struct call_registers arguments = {};
 	struct workspace *w;
 	struct ledger *ledger;
 	struct call *call;
 	struct connection *connection;
-	u32 descriptor, flags = 0, kind, messages = 0, i;
-	u64 at, ids, inode;
+	u32 descriptor, flags = 0, kind, messages = 0, pid, i;
+	u64 at, inode;
 	void *socket;
 	u8 direction, reason = REASON_NONE;
 
 	if (result < 0 && result != -EINPROGRESS)
 		return 0;
-	read_call_registers(&arguments, registers);
+	read_call_registers(&arguments, (const void *)ctx->args[0]);
 	descriptor = arguments.first;
 	at = arguments.second;
 	switch (arguments.number) {
@@ -642,7 +643,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		break;
 	case CALL_RECVFROM:
 		direction = DIRECTION_RECV, kind = KIND_BUFFER;
-		flags = read_fourth_argument(registers);
+		flags = arguments.fourth;
 		break;
 	case CALL_SENDTO:
 		direction = DIRECTION_SEND, kind = KIND_BUFFER;
@@ -664,7 +665,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		break;
 	case CALL_RECVMMSG:
 		direction = DIRECTION_RECV, kind = KIND_MESSAGES;
-		flags = read_fourth_argument(registers);
+		flags = arguments.fourth;
 		break;
 	case CALL_SENDMMSG:
 		direction = DIRECTION_SEND, kind = KIND_MESSAGES;
@@ -681,7 +682,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	case CALL_ACCEPT4:
 		return on_new_socket(result, ROLE_SERVER);
 	case CALL_SHUTDOWN:
-		inode = find_socket(&socket, descriptor);
+		inode = find_socket(CURRENT_TASK(), &socket, descriptor);
 		connection = inode ? connections.lookup(&inode) : 0;
 		/* TCP: see on_set_state. */
 		if (connection && !connection->tcp && connection->owner && at <= SHUTDOWN_BOTH - 1)
@@ -696,18 +697,19 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	}
 	if (result < 0 || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
-	ids = bpf_get_current_pid_tgid();
-	if ((u32)(ids >> 32) == AGENT_PID)
+	task = CURRENT_TASK();
+	pid = LOAD_U32(task, OFFSET_task_struct__tgid);
+	if (pid == AGENT_PID)
 		return 0;
 	if (arguments.number == CALL_SPLICE) {
 		/* splice(in, offset, out, ...): one of the two is the socket. */
-		inode = find_socket(&socket, arguments.third);
+		inode = find_socket(task, &socket, arguments.third);
 		if (!inode) {
 			direction = DIRECTION_RECV;
-			inode = find_socket(&socket, descriptor);
+			inode = find_socket(task, &socket, descriptor);
 		}
 	} else {
-		inode = find_socket(&socket, descriptor);
+		inode = find_socket(task, &socket, descriptor);
 	}
 	if (!inode)
 		return 0;
@@ -744,7 +746,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		ledger->rows[ROW_TOTAL].bytes += result;
 	}
 #ifdef FILTER_PROCESS
-	if (!current_watched(ids >> 32)) {
+	if (!current_watched(pid)) {
 		account(ledger, ROW_FILTERED, result > 0, result);
 		return 0;
 	}
@@ -759,13 +761,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		account(ledger, row_of_verdict(connection->verdict), result > 0, result);
 		return 0;
 	}
-	if (is_compat_call()) {
+	if (is_compat_call(task)) {
 		account(ledger, ROW_NOT_HTTP, result > 0, result);
 		return 0;
 	}
 	call->time_ns = bpf_ktime_get_ns();
-	call->pid = ids >> 32;
-	call->tid = ids;
+	call->pid = pid;
+	call->tid = LOAD_U32(task, OFFSET_task_struct__pid);
 	if (connection->tcp) {
 		call->first_position = position_after(connection->sk, direction) - (u32)result;
 	} else {

@@ -381,7 +381,7 @@ class Connection:
         reader.unattributed += segment.length
         if segment.reason:
             if segment.payload and reader.keeping and reader.message is not None and reader.state is _State.LENGTH:
-                self._keep(reader, segment.payload[: segment.length])
+                self._keep(reader, segment.payload[: min(segment.length, reader.remaining)])
             row = "unreadable" if segment.reason == wire.REASON_UNREADABLE else wire.REASONS[segment.reason]
             # The call itself stays with the message.
             self.shared.counters.rows[row].bytes += segment.length
@@ -817,7 +817,7 @@ class Connection:
         """The message ends here, though it was not over."""
         message = reader.message
         assert message is not None
-        message.completeness = completeness
+        message.completeness = Completeness.GAP if message.missing_bytes else completeness
         self._emit(reader, message)
         reader.message = None
         reader.stash.clear()
@@ -908,8 +908,7 @@ class Connection:
         if message is not None and reader.state is _State.UNTIL_CLOSE and reader.end_seen:
             self._end_message(reader, message.end_ns, 0)
         elif message is not None:
-            gap = message.completeness is Completeness.GAP
-            self._cut_short(reader, Completeness.GAP if gap else Completeness.PARTIAL, "partial")
+            self._cut_short(reader, Completeness.PARTIAL, "partial")
         elif reader.unattributed or reader.calls:
             tunnel = reader.state is _State.TUNNEL
             self._attribute(reader, "tunnel" if tunnel else "unparsed", 0)

@@ -59,6 +59,8 @@ LEDGER_ROWS: Final = (
 
 @dataclass(slots=True)
 class Row:
+    """System calls, and the bytes that they moved."""
+
     calls: int = 0
     bytes: int = 0
 

@@ -13,16 +13,22 @@ from typing import Any
 
 
 class Direction(IntEnum):
+    """As the process does it."""
+
     SEND = 0
     RECV = 1
 
 
 class Role(StrEnum):
+    """What the process is on a connection."""
+
     CLIENT = "client"
     SERVER = "server"
 
 
 class Completeness(StrEnum):
+    """How much of a message is known."""
+
     COMPLETE = "complete"
     TRUNCATED = "truncated"
     """The body was kept only in part, by a limit of ours."""

@@ -31,6 +31,8 @@ WAITING_MAX: Final = 4096
 
 
 class Pairing:
+    """The requests of one connection that wait for their responses."""
+
     __slots__ = ("_asked", "_believed", "_joined", "_unexplained", "certain", "count", "waiting")
 
     def __init__(self, fresh: bool) -> None:

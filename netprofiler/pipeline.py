@@ -31,6 +31,8 @@ _ROLES: Final = {wire.ROLE_CLIENT: Role.CLIENT, wire.ROLE_SERVER: Role.SERVER}
 
 
 class Pipeline:
+    """See above."""
+
     def __init__(
         self,
         *,

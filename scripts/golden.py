@@ -36,10 +36,18 @@ def main() -> None:
         expected.write_text(after)
         sys.stdout.writelines(
             difflib.unified_diff(
-                before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{path.stem}", f"b/{path.stem}", n=0
+                before.splitlines(keepends=True),
+                after.splitlines(keepends=True),
+                f"a/{path.stem}",
+                f"b/{path.stem}",
+                n=0,
             )
         )
-    print(f"golden: {changed} files changed: is every line of the diff as it should be?" if changed else "golden: no change")
+    print(
+        f"golden: {changed} files changed: is every line of the diff as it should be?"
+        if changed
+        else "golden: no change"
+    )
 
 
 if __name__ == "__main__":

@@ -119,21 +119,27 @@ class Capture:
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        release: int | None = None
         filters = make_filters(config)
         if config.command:
-            self._child, release = start_stopped(config.command)
+            self._child = start_stopped(config.command)
             filters = replace(filters, pids=(*filters.pids, self._child.pid))
-        source = KernelSource(filters)
+        try:
+            return self._run(KernelSource(filters), consumer)
+        except BaseException:
+            if self._child is not None:
+                self._child.kill()
+                self._child.wait()
+            raise
+
+    def _run(self, source: KernelSource, consumer: Consumer) -> Ended:
         with contextlib.suppress(OSError):
             os.nice(NICE)
         try:
             source.attach()
             self._log.ready(f"{len(source.probes())} probes attached: {', '.join(source.probes())}")
             notify_systemd("READY=1")
-            if release is not None:
-                os.write(release, b"\n")
-                os.close(release)
+            if self._child is not None:
+                self._child.send_signal(signal.SIGCONT)
             try:
                 self.loop(source, consumer)
             except OutputClosed:
@@ -254,18 +260,13 @@ def notify_systemd(state: str) -> None:
             notify.sendto(state.encode(), address)
 
 
-def start_stopped(command: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start COMMAND behind a gate: it is executed when a line is written to the returned descriptor, so that it can be
-    watched from its first instruction on. The gate is a shell that reads one line and then becomes COMMAND; should the
-    capture fail before, it ends without having run it.
+def start_stopped(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Start COMMAND so that it can be watched from its first instruction on: a shell that stops itself, and on SIGCONT
+    becomes COMMAND.
     """
-    gate, release = os.pipe()
     try:
-        child = subprocess.Popen(
-            ["/bin/sh", "-c", f'read _ <&{gate} || exit 125; exec {gate}<&-; exec "$@"', "sh", *command],
-            pass_fds=(gate,),
-        )
-    except OSError as error:
-        raise CommandError(f"{command[0]}: {error.strerror}", ExitCode.USAGE) from error
-    os.close(gate)
-    return child, release
+        child = subprocess.Popen(["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *command])
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{command[0]}: cannot be started: {error}", ExitCode.USAGE) from error
+    os.waitpid(child.pid, os.WUNTRACED)
+    return child

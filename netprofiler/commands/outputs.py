@@ -79,7 +79,7 @@ def check_ledger_path(config: Config) -> None:
         parent = os.path.dirname(os.path.abspath(config.ledger))
         if os.path.isdir(config.ledger) or os.path.islink(config.ledger):
             raise CommandError(f"--ledger {config.ledger}: is a directory or a symbolic link", ExitCode.USAGE)
-        if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK, effective_ids=True):
             raise CommandError(f"--ledger {config.ledger}: {parent} is no directory to write to", ExitCode.USAGE)
 
 

@@ -126,8 +126,8 @@ def _lenient_headers(block: bytes) -> list[tuple[bytes, bytes]]:
             continue
         name, colon, value = line.partition(b":")
         if colon and name.strip():
-            headers.append((name.strip(), value.strip(b" \t")))
-    return headers
+            headers.append((name.strip(), value))
+    return [(name, value.strip(b" \t")) for name, value in headers]
 
 
 def _content_length(values: list[str]) -> int | None:

@@ -12,6 +12,8 @@ from netprofiler.exchange import Message
 
 
 class Sink(Protocol):
+    """See above."""
+
     def emit(self, messages: list[Message]) -> None: ...
 
     def flush(self) -> None: ...
@@ -25,5 +27,5 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class OutputClosed(Exception):
+class OutputClosed(Exception):  # noqa: N818 - no error
     """Nobody reads our standard output any more (`| head`): a reason to end, not an error."""

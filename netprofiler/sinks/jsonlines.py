@@ -178,7 +178,7 @@ class RecordWriter:
                 f',"ttfb_ms":{first / 1e6 if first > 0 else 0:.3f},"duration_ms":{last / 1e6 if last > 0 else 0:.3f}'
             )
         number = message.number
-        tid = message.tid or ""  # 0: a packet capture knows neither pid nor tid
+        tid = message.tid if message.pid else ""  # 0: a packet capture knows neither pid nor tid
         hop = f"{ends[2]}{message.position}{ends[3]}" if ends[2] else ""
         return (
             f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{tid}{ends[4]}{message.stream_bytes}"
@@ -336,12 +336,12 @@ class JsonLines:
             if not self._warned:
                 self._warned = True
                 self._warn(f"{self._path}: {error.strerror}: records are lost until it can be written again")
-            self._end_line(written, data, view)
+            self._end_line(data, view)
             return
         self._counters.written += records
         self._warned = False
 
-    def _end_line(self, written: int, data: bytes, rest: memoryview) -> None:
+    def _end_line(self, data: bytes, rest: memoryview) -> None:
         """A line that broke off must not run into the next one."""
         done = len(data) - len(rest)
         if done and data[done - 1 : done] != b"\n" and self._path != "-":

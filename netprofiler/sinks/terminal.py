@@ -26,6 +26,7 @@ _TARGET_CHARACTERS: Final = 96
 
 
 def size_text(count: int) -> str:
+    """Bytes, for people."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -40,6 +41,8 @@ def _printable(text: str) -> str:
 
 
 class Terminal:
+    """See above."""
+
     def __init__(
         self, stream: TextIO, redactor: Redactor, counters: Counters, *, wall_offset_ns: int, colour: bool | None = None
     ) -> None:

@@ -43,7 +43,9 @@ class ClockSet:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The capture was ended as it should be."""
+    """Nothing follows. A recording has it only when it was ended as it should be; a packet capture, which has no end of its
+    own, even where it breaks off.
+    """
 
     time_ns: int
     rows: dict[str, Row]

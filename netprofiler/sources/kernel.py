@@ -144,7 +144,9 @@ def _quiet_stderr(captured: list[str]) -> Iterator[None]:
 
 
 class KernelSource:
-    def __init__(self, filters: Filters) -> None:
+    """`direct_reads`: use plain loads where the kernel takes them (bpf/arch.h); False is for comparing the two."""
+
+    def __init__(self, filters: Filters, *, direct_reads: bool = True) -> None:
         check_host()
         bpf_dir = find_bpf()
         text = assemble(bpf_dir)
@@ -165,27 +167,24 @@ class KernelSource:
         ]
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
         flags += _filter_flags(filters)
-        messages: list[str] = []
         self._filters = filters
-        self._programs: dict[bytes, Any] = {}
-        try:
-            with _quiet_stderr(messages):
-                self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
-                follows_forks = bool(filters.pids or filters.exclude_pids)
-                self._tracepoints = {
-                    tracepoint: name
-                    for tracepoint, name in TRACEPOINTS.items()
-                    if follows_forks or tracepoint != b"sched_process_fork"
-                }
-                for name in (*self._tracepoints.values(), *TAIL_CALLED):
-                    self._load(bcc, name)
-        except Exception as error:  # BCC raises plain Exception for all that goes wrong
-            detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
-            raise CommandError(
-                f"the kernel or the compiler refused the program: {detail[0]}",
-                ExitCode.HOST,
-                remedy="see `netprofiler doctor`",
-            ) from error
+        follows_forks = bool(filters.pids or filters.exclude_pids)
+        self._tracepoints = {
+            tracepoint: name
+            for tracepoint, name in TRACEPOINTS.items()
+            if follows_forks or tracepoint != b"sched_process_fork"
+        }
+        if direct_reads:
+            # A kernel before 5.11 has not the helper for it.
+            try:
+                self._compile(bcc, text, [*flags, "-DDIRECT_READS"])
+            except CommandError:
+                if hasattr(self, "_bpf"):
+                    self._bpf.cleanup()
+                direct_reads = False
+        if not direct_reads:
+            self._compile(bcc, text, flags)
+        self.direct_reads = direct_reads
         for index, name in enumerate(TAIL_CALLED):
             self._bpf[b"programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
         self._set_filters(filters)
@@ -194,8 +193,21 @@ class KernelSource:
         self._map_ring()
         _page_out_compiler()
 
-    def _load(self, bcc: Any, name: bytes) -> None:
-        self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
+    def _compile(self, bcc: Any, text: str, flags: list[str]) -> None:
+        messages: list[str] = []
+        self._programs: dict[bytes, Any] = {}
+        try:
+            with _quiet_stderr(messages):
+                self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
+                for name in (*self._tracepoints.values(), *TAIL_CALLED):
+                    self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
+        except Exception as error:  # BCC raises plain Exception for all that goes wrong
+            detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
+            raise CommandError(
+                f"the kernel or the compiler refused the program: {detail[0]}",
+                ExitCode.HOST,
+                remedy="see `netprofiler doctor`",
+            ) from error
 
     # --- filters -----------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ import dpkt
 from netprofiler import wire
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.sources.base import Batch, End, Frame, Rounds
+from netprofiler.sources.base import Batch, DamagedCaptureError, End, Frame, Rounds
 from netprofiler.sources.packets import Packet, PacketFile
 
 CONNECTIONS_MAX: Final = 65_536
@@ -211,7 +211,8 @@ class PacketCapture:
 
     def frames(self) -> Iterator[Frame]:
         start_ns = last_ns = None
-        for packet in self._packets.packets():
+        damage: list[DamagedCaptureError] = []
+        for packet in self._whole_packets(damage):
             time_ns = packet.time_ns if last_ns is None else max(last_ns, packet.time_ns)
             if start_ns is None or last_ns is None:
                 start_ns = time_ns
@@ -229,6 +230,15 @@ class PacketCapture:
             self._give_up(conversation)
         yield from self._round(last_ns)
         yield End(last_ns, self._rows, 0)
+        for error in damage:
+            raise error
+
+    def _whole_packets(self, damage: list[DamagedCaptureError]) -> Iterator[Packet]:
+        """Up to where the file breaks off: what was whole is to come out first."""
+        try:
+            yield from self._packets.packets()
+        except DamagedCaptureError as error:
+            damage.append(error)
 
     def _round(self, time_ns: int) -> Iterator[Frame]:
         if self._batch:
@@ -469,7 +479,7 @@ class PacketCapture:
         self._put(
             wire.build_opened(
                 wire.ConnectionOpened(
-                    time_ns=time_ns,
+                    time_ns=conversation.held[0].segment.time_ns if conversation.held else time_ns,
                     socket=conversation.socket,
                     pid=0,
                     role=wire.ROLE_CLIENT if conversation.known else 0,

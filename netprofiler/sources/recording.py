@@ -57,8 +57,9 @@ FRAME_END_OF_CAPTURE: Final = 4
 
 METADATA_BYTES_MAX: Final = 64 * 1024
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Twice what is read from the ring at once, which bounds a batch; what sent files add to it is split. A frame that says
-it is larger is damaged, and is not read."""
+"""Far more than a writer puts into one. A frame that says it is larger is damaged, and is not read."""
+PART_BYTES: Final = 16 * 1024
+"""A larger batch is written in frames of about this size: of a file that is cut anywhere, no more than this is lost."""
 ROUNDS_MAX: Final = 64
 """Rounds without a record are kept back and written together: a second and a half of silence is one frame."""
 
@@ -145,20 +146,16 @@ def make_frame(kind: int, time_ns: int, payload: bytes) -> bytes:
 
 
 def _parts(batch: bytes) -> Iterator[bytes]:
-    """A batch in pieces that fit a frame, cut between records."""
-    if len(batch) <= FRAME_BYTES_MAX:
-        yield batch
-        return
-    part: list[bytes] = []
-    size = 0
-    for record in wire.records(batch):
-        framed = wire.frame(record)
-        if part and size + len(framed) > FRAME_BYTES_MAX:
-            yield b"".join(part)
-            part, size = [], 0
-        part.append(framed)
-        size += len(framed)
-    yield b"".join(part)
+    """A batch in pieces of about PART_BYTES, cut between records."""
+    start = at = 0
+    while len(batch) - start > PART_BYTES and at < len(batch):
+        length = int.from_bytes(batch[at : at + 4], "little") & wire.RING_LENGTH_MASK
+        end = at + wire.RING_HEADER_BYTES + (length + 7 & ~7)
+        if end - start > PART_BYTES and at > start:
+            yield batch[start:at]
+            start = at
+        at = end
+    yield batch[start:]
 
 
 def open_recording(path: str) -> int:

@@ -38,10 +38,16 @@ def replayed(capture: Path) -> tuple[str, dict[str, Any]]:
 
 
 @cache
+def schema(name: str) -> dict[str, Any]:
+    loaded = json.loads((PACKAGE / f"{name}.schema.json").read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+@cache
 def validator(name: str) -> jsonschema.Draft202012Validator:
-    schema = json.loads((PACKAGE / f"{name}.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    jsonschema.Draft202012Validator.check_schema(schema(name))
+    return jsonschema.Draft202012Validator(schema(name), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -66,10 +72,9 @@ def test_replay_gives_the_lines(capture: Path) -> None:
 
 
 def test_each_line_fits_the_schema(capture: Path) -> None:
-    record_schema = validator("record")
-    properties = list(record_schema.schema["properties"])
+    properties = list(schema("record")["properties"])
     for record in lines(expected_path(capture).name):
-        record_schema.validate(record)
+        validator("record").validate(record)
         assert list(record) == sorted(record, key=properties.index), "the order of the keys"
 
 

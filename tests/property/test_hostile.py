@@ -164,7 +164,10 @@ HOSTILE = {
     "lines without end": [b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 10_000],
     "a chunk size without end": [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1" * 60_000],
     "an extension without end": [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;a" * 20_000],
-    "trailers without end": [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n" * 9_000],
+    "trailers without end": [
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"a: b\r\n" * 9_000,
+    ],
     "a body without end": [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n", b"x" * 60_000],
     "chunks without end": [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 9_000],
     "no HTTP at all": [b"\x00\x01" * 30_000],

@@ -61,7 +61,9 @@ class Packets:
         self.time_ns += after_ns
         self.packets.append((self.time_ns, link(self.kind, packet, vlans=self.vlans)))
 
-    def pcap(self, *, order: str = "<", nanoseconds: bool = False, snap_length: int = 262144, version: int = 2) -> bytes:
+    def pcap(
+        self, *, order: str = "<", nanoseconds: bool = False, snap_length: int = 262144, version: int = 2
+    ) -> bytes:
         magic = 0xA1B23C4D if nanoseconds else 0xA1B2C3D4
         parts = [struct.pack(order + "IHHiIII", magic, version, 4, 0, 0, snap_length, self.kind)]
         for time_ns, packet in self.packets:
@@ -87,9 +89,7 @@ class Packets:
         ]
         for number, (time_ns, packet) in enumerate(self.packets):
             units = time_ns // 1000 if number % 2 == 0 else time_ns - 1_000_000_000_000_000_000
-            head = struct.pack(
-                order + "IIIII", number % 2, units >> 32, units & 0xFFFFFFFF, len(packet), len(packet)
-            )
+            head = struct.pack(order + "IIIII", number % 2, units >> 32, units & 0xFFFFFFFF, len(packet), len(packet))
             parts.append(block(6, head + packet + bytes(-len(packet) % 4)))
         return b"".join(parts)
 
