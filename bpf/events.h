@@ -107,8 +107,9 @@ struct process_record {
 	unsigned char comm[COMM_BYTES];
 };
 
-/* Payload of a data_record with DATA_FILE: which part of which file went out by sendfile. The names are those of the
- * file and its parents, innermost first, as far as they were read. */
+/* Payload of a data_record with DATA_FILE: which part of which file went out by sendfile. Behind it stand FILE_NAMES places
+ * of FILE_NAME_BYTES, of which `names` hold the file's name and its parents', innermost first, as far as they were read;
+ * or nothing, with `names` 0, where they were told lately. */
 struct file_source {
 	unsigned char magic[8]; /* "npfile\x01\x02" */
 	unsigned long long offset;
@@ -116,8 +117,7 @@ struct file_source {
 	unsigned int device; /* the kernel's dev_t */
 	unsigned int descriptor;
 	unsigned int pid; /* as the agent sees it */
-	unsigned int names; /* entries used in name */
-	unsigned char name[FILE_NAMES][FILE_NAME_BYTES];
+	unsigned int names;
 };
 
 #endif

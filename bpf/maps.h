@@ -11,6 +11,9 @@
  * size, the next head) is at the end of a write. */
 #define CALL_COPY_BYTES (1024 * 1024)
 #define TAIL_BYTES PIECE_BYTES
+/* While the ring is filling: calls of more than SMALL_BYTES are left out, but for what may hold a head. */
+#define SMALL_BYTES 2048
+#define HEAD_BYTES 8192
 /* Segments looked at of one call: a program handles STEPS of them and then calls itself again (32 times at most). */
 #define STEPS 8
 #define CHAIN_MAX 32
@@ -126,6 +129,8 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_TABLE("lru_hash", u64, struct connection, connections, CONNECTIONS_MAX);
 BPF_TABLE("lru_hash", u64, struct control, controls, CONNECTIONS_MAX);
 BPF_TABLE("lru_hash", u32, struct process, processes, PROCESSES_MAX);
+/* Files that a sendfile named lately (inode -> when): the names are not read again. */
+BPF_TABLE("lru_hash", u64, u64, described_files, 1024);
 /* Not per-CPU: a per-CPU value is limited to 32 KiB. Programs here run with preemption off. */
 BPF_TABLE("array", u32, struct workspace, workspaces, CPUS);
 BPF_PERCPU_ARRAY(ledgers, struct ledger, 1);
@@ -167,6 +172,17 @@ static __always_inline struct workspace *find_workspace(void) {
 static __always_inline void account(struct ledger *ledger, u32 row, u32 calls, u32 bytes) {
 	ledger->rows[row].calls += calls;
 	ledger->rows[row].bytes += bytes;
+}
+
+/* With half of the ring waiting to be read, bodies are left out so that heads are not lost. BCC 0.26 has no name for this
+ * helper's map argument; it numbers maps -1, -2, ... until they exist, and `events` is the first. Where that does not
+ * load (sources/kernel.py tries), all is copied until the ring is full. */
+static __always_inline int ring_is_filling(void) {
+#ifdef RING_QUERY
+	return bpf_ringbuf_query((void *)bpf_pseudo_fd(1, -1), BPF_RB_AVAIL_DATA) > RING_PAGES * PAGE_SIZE / 2;
+#else
+	return 0;
+#endif
 }
 
 /* Into the ring. The reader comes by on a timer; it is woken only when much was written meanwhile. */

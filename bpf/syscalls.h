@@ -330,14 +330,17 @@ unreadable:
 	return 0;
 }
 
+#define DESCRIBE_AGAIN_NS 500000000ULL /* the user side remembers a file for twice as long (sources/sent_files.py) */
+
 /* Which part of which file: so that the user side can read the start of it back. */
-static __always_inline void describe_file(struct workspace *w, u32 descriptor, u64 offset_pointer) {
+static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u64 offset_pointer) {
 	struct file_source *source = (struct file_source *)w->payload;
+	u8(*name)[FILE_NAME_BYTES] = (void *)(w->payload + sizeof(*source));
 	void *file = find_file(CURRENT_TASK(), descriptor);
 	void *inode = read_pointer(file + OFFSET_file__f_inode);
 	void *super = read_pointer(inode + OFFSET_inode__i_sb);
 	void *dentry = read_pointer(file + OFFSET_file__f_path + OFFSET_path__dentry);
-	u64 after = 0;
+	u64 after = 0, *described;
 	u32 i;
 
 	__builtin_memcpy(source->magic, "npfile\x01\x02", 8);
@@ -349,18 +352,23 @@ static __always_inline void describe_file(struct workspace *w, u32 descriptor, u
 	source->descriptor = descriptor;
 	source->pid = w->call.pid;
 	source->names = 0;
+	described = described_files.lookup(&source->inode);
+	if (described && w->call.time_ns - *described < DESCRIBE_AGAIN_NS)
+		return sizeof(*source);
+	described_files.update(&source->inode, &w->call.time_ns);
 #pragma unroll
 	for (i = 0; i < FILE_NAMES; i++) {
 		void *parent = read_pointer(dentry + OFFSET_dentry__d_parent);
-		void *name = read_pointer(dentry + OFFSET_dentry__d_name + OFFSET_qstr__name);
+		void *text = read_pointer(dentry + OFFSET_dentry__d_name + OFFSET_qstr__name);
 
-		source->name[i][0] = 0;
+		name[i][0] = 0;
 		if (parent == dentry)
 			break;
-		bpf_probe_read_kernel_str(source->name[i], FILE_NAME_BYTES, name);
+		bpf_probe_read_kernel_str(name[i], FILE_NAME_BYTES, text);
 		source->names = i + 1;
 		dentry = parent;
 	}
+	return sizeof(*source) + FILE_NAMES * FILE_NAME_BYTES;
 }
 
 /* --- the verdict --------------------------------------------------------------------------------------------------- */
@@ -506,6 +514,26 @@ static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 go
 
 /* --- the programs behind sys_exit ---------------------------------------------------------------------------------- */
 
+/* The ring is filling: of this call, only what a message begins with; the rest is a length. */
+static __always_inline void deliver_head(struct workspace *w, struct ledger *ledger) {
+	struct call *call = &w->call;
+	u64 copied = 0;
+
+	if (!bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) &&
+	    looks_like(w->payload, PREFIX_BYTES) == LOOKS_HTTP1) {
+		copied = call->left < call->total ? call->left : call->total;
+		if (copied > HEAD_BYTES)
+			copied = HEAD_BYTES;
+		KEEP_CHECK(copied);
+		if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
+			copied = 0;
+	}
+	if (copied)
+		send_piece(w, ledger, copied, copied, REASON_NONE, 0);
+	if (copied < call->total)
+		send_piece(w, ledger, 0, call->total - copied, REASON_OVER_LIMIT, 0);
+}
+
 /* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
 int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 	struct workspace *w = find_workspace();
@@ -546,8 +574,7 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 		u32 captured = 0;
 
 		if (call->reason == REASON_SENDFILE) {
-			describe_file(w, call->second, call->third);
-			captured = sizeof(struct file_source);
+			captured = describe_file(w, call->second, call->third);
 		}
 		send_piece(w, ledger, captured, total, call->reason, captured ? DATA_FILE : 0);
 		return 0;
@@ -559,7 +586,7 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 		if (!call->left)
 			next_segment(call);
 	}
-	if (call->left >= total && total <= PIECE_BYTES) {
+	if (call->left >= total && (total <= SMALL_BYTES || (total <= PIECE_BYTES && !ring_is_filling()))) {
 		u64 length = total;
 
 		KEEP_CHECK(length);
@@ -569,6 +596,10 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
 		else
 			send_piece(w, ledger, length, length, REASON_NONE, 0);
+		return 0;
+	}
+	if (total > SMALL_BYTES && ring_is_filling()) {
+		deliver_head(w, ledger);
 		return 0;
 	}
 	call->contiguous = call->left >= total;

@@ -62,7 +62,8 @@ OPENED: Final = Struct(f"<BBBBIQQIHH16s16sIIII{UNIX_PATH_BYTES}sI")
 DATA: Final = Struct("<BBBBIQQIIII")
 CLOSED: Final = Struct("<BBBBIQQ")
 PROCESS: Final = Struct(f"<B3xIQQII{COMM_BYTES}s")
-FILE_SOURCE: Final = Struct(f"<8sQQIIII{FILE_NAMES * FILE_NAME_BYTES}s")
+FILE_SOURCE: Final = Struct("<8sQQIIII")
+"""Its names follow: all FILE_NAMES places, or none where they were told lately."""
 
 RING_DATA: Final = Struct("<II" + DATA.format[1:])
 """A ring header and a data record in one read: for the hot path."""
@@ -245,7 +246,10 @@ def parse(record: bytes) -> Event:
 def parse_file_source(payload: bytes) -> FileSource:
     if len(payload) < FILE_SOURCE.size or not payload.startswith(FILE_MAGIC):
         raise MalformedRecord("a file source that is none")
-    _, offset, inode, device, descriptor, pid, count, raw = FILE_SOURCE.unpack_from(payload)
+    _, offset, inode, device, descriptor, pid, count = FILE_SOURCE.unpack_from(payload)
+    raw = payload[FILE_SOURCE.size :]
+    if len(raw) < min(count, FILE_NAMES) * FILE_NAME_BYTES:
+        raise MalformedRecord("a file source that promises more names than it holds")
     names = tuple(
         raw[i * FILE_NAME_BYTES : (i + 1) * FILE_NAME_BYTES].split(b"\0", 1)[0] for i in range(min(count, FILE_NAMES))
     )
@@ -305,13 +309,20 @@ def resolve_files(batch: bytes, read: Callable[[FileSource, int, int], bytes]) -
     Done as early as possible, and before a recording is written: the file may be gone soon.
     """
     out = []
-    for record in records(batch):
-        if record[0] == KIND_DATA and len(record) >= DATA.size:
-            event = parse_data(record)
-            if event.flags & DATA_FILE:
-                content = read(parse_file_source(event.payload), event.length, event.time_ns)[: event.length]
-                record = build_data(replace(event, flags=event.flags & ~DATA_FILE, payload=content))
-        out.append(frame(record))
+    copied = 0
+    offset = 0
+    end = len(batch)
+    while offset + RING_DATA.size <= end:
+        size, _, kind, _, flags, *_ = RING_DATA.unpack_from(batch, offset)
+        start = offset
+        offset += RING_HEADER_BYTES + ((size & RING_LENGTH_MASK) + 7 & ~7)
+        if kind == KIND_DATA and flags & DATA_FILE and size < RING_DISCARD:
+            event = parse_data(batch[start + RING_HEADER_BYTES : start + RING_HEADER_BYTES + size])
+            content = read(parse_file_source(event.payload), event.length, event.time_ns)[: event.length]
+            out.append(batch[copied:start])
+            out.append(frame(build_data(replace(event, flags=event.flags & ~DATA_FILE, payload=content))))
+            copied = offset
+    out.append(batch[copied:])
     return b"".join(out)
 
 

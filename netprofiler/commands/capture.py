@@ -27,7 +27,8 @@ from netprofiler.counters import Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sinks.base import OutputClosed
 from netprofiler.sources.kernel import Filters, KernelSource, monotonic_ns, wall_offset_ns
-from netprofiler.sources.processes import descendants, gone_unix_sockets, read_sent_file
+from netprofiler.sources.processes import descendants, gone_unix_sockets
+from netprofiler.sources.sent_files import SentFiles
 
 DRAIN_SECONDS: Final = 0.025
 """The ring is read this often. Rarer costs less CPU and shows records later; the ring holds much more than this."""
@@ -102,6 +103,7 @@ class Capture:
         self._config = config
         self._log = log
         self._offset_ns = offset_ns
+        self._sent_files = SentFiles()
         self._stop = False
         self._reopen = False
         self._child: subprocess.Popen[bytes] | None = None
@@ -216,10 +218,11 @@ class Capture:
             source.command(command)
 
     def _read_sent(self, file: wire.FileSource, length: int, time_ns: int) -> bytes:
-        return read_sent_file(file, min(length, self._sent_file_bytes), time_ns + self._offset_ns)
+        return self._sent_files.read(file, min(length, self._sent_file_bytes), time_ns + self._offset_ns)
 
     def _keep_house(self, source: Source, consumer: Consumer, now_ns: int) -> None:
         source.refresh_executables()
+        self._sent_files.expire(now_ns + self._offset_ns)
         owners = consumer.unix_owners()
         if owners:
             consumer.forget(gone_unix_sockets(owners), now_ns)

@@ -175,9 +175,9 @@ class KernelSource:
             if follows_forks or tracepoint != b"sched_process_fork"
         }
         if direct_reads:
-            # A kernel before 5.11 has not the helper for it.
+            # A kernel before 5.11 has not the helper for it; another BCC may number its maps otherwise.
             try:
-                self._compile(bcc, text, [*flags, "-DDIRECT_READS"])
+                self._compile(bcc, text, [*flags, "-DDIRECT_READS", "-DRING_QUERY"])
             except CommandError:
                 if hasattr(self, "_bpf"):
                     self._bpf.cleanup()

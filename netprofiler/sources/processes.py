@@ -7,12 +7,9 @@ exception.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from netprofiler.wire import FileSource
 
 PROC = Path("/proc")
 
@@ -61,63 +58,6 @@ def gone_unix_sockets(owners: dict[int, int]) -> list[int]:
             namespaces.add(namespace)
             alive |= _unix_inodes(pid)
     return [inode for inode in owners if inode not in alive]
-
-
-CTIME_TICK_NS = 10_000_000
-"""A change may carry the time of the last clock tick before it (HZ=100: 10 ms)."""
-
-
-def read_sent_file(source: FileSource, length: int, sent_ns: int) -> bytes:
-    """The first bytes of what a sendfile sent, from the same file at the same offset, where they can still be had.
-
-    The file is found by the descriptor, else by its names below the mounts of the process. It has to be the same
-    inode, and unchanged (ctime) since before `sent_ns` (wall clock): what was written later was not sent.
-    """
-    if length <= 0:
-        return b""
-    for path in _candidates(source):
-        # O_PATH first: the path may lead to something whose opening has effects (a FIFO, a device).
-        try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            status = os.fstat(handle)
-            if status.st_ino != source.inode or not stat.S_ISREG(status.st_mode):
-                continue
-            with open(f"/proc/self/fd/{handle}", "rb", buffering=0) as file:
-                content = os.pread(file.fileno(), length, source.offset)
-            return content if os.fstat(handle).st_ctime_ns + CTIME_TICK_NS < sent_ns else b""
-        except OSError:
-            continue
-        finally:
-            os.close(handle)
-    return b""
-
-
-def _candidates(source: FileSource) -> Iterable[str]:
-    process = PROC / str(source.pid)
-    yield str(process / "fd" / str(source.descriptor))
-    inside = b"/".join(reversed(source.names)).decode("utf-8", "surrogateescape")
-    if not inside or len(source.names) >= 12:
-        return
-    device = f"{source.device >> 20}:{source.device & 0xFFFFF}"
-    for owner in (process, PROC / "self"):
-        try:
-            mounts = (owner / "mountinfo").read_text(errors="surrogateescape").splitlines()
-        except OSError:
-            continue
-        for line in mounts:
-            fields = line.split()
-            # proc(5): id, parent, device, root within the file system, mount point
-            if len(fields) > 4 and fields[2] == device:
-                root, point = fields[3], fields[4]
-                path = f"/{inside}"
-                if root != "/":
-                    if not path.startswith(f"{root}/"):
-                        continue
-                    path = path[len(root) :]
-                yield f"{owner}/root{point.rstrip('/')}{path}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,8 @@ def test_any_bytes_are_an_event_or_malformed(record: bytes) -> None:
 
 
 def test_sent_file_is_put_in_place() -> None:
-    source = wire.FILE_SOURCE.pack(wire.FILE_MAGIC, 4096, 77, 0x800001, 5, 1234, 2, b"file\0".ljust(64, b"\0") + b"dir")
+    source = wire.FILE_SOURCE.pack(wire.FILE_MAGIC, 4096, 77, 0x800001, 5, 1234, 2)
+    source += (b"file\0".ljust(64, b"\0") + b"dir").ljust(wire.FILE_NAMES * wire.FILE_NAME_BYTES, b"\0")
     event = replace(
         DATA, flags=wire.DATA_FIRST | wire.DATA_FILE, reason=wire.REASON_SENDFILE, length=1000, payload=source
     )
