@@ -134,7 +134,6 @@ class _Reader:
         "direction",
         "doubtful",
         "end",
-        "end_seen",
         "finished",
         "holding",
         "idle",
@@ -180,8 +179,6 @@ class _Reader:
         self.calls = 0
         self.end: int | None = None
         """Position at which the direction is known to end."""
-        self.end_seen = False
-        """It ended by itself, and not because the socket is gone."""
         self.finished = False
 
 
@@ -357,7 +354,12 @@ class Connection:
 
     def _mark(self, reader: _Reader) -> None:
         """Keep `idle` and the set of connections that wait for something true."""
-        reader.idle = reader.state is _State.START and reader.holding is None and reader.blocked is None
+        reader.idle = (
+            reader.state is _State.START
+            and reader.holding is None
+            and reader.blocked is None
+            and not reader.unattributed  # an empty line before the next message
+        )
         if not reader.idle and self._waits(reader):
             self.shared.busy.add(self)
 
@@ -738,7 +740,10 @@ class Connection:
     def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int) -> None:
         """`length` bytes go by unseen. Where the framing is known across them, the message goes on."""
         if reader.state is _State.DOUBT:
-            self._believe_body(reader)
+            if reason in (wire.REASON_SENDFILE, wire.REASON_SPLICE):
+                self._believe_body(reader)
+            else:
+                self._cut_short(reader, Completeness.PARTIAL, "partial")
         message = reader.message
         state = reader.state
         if state is _State.TUNNEL:
@@ -880,11 +885,11 @@ class Connection:
             self.gone_ns = time_ns
         for reader in self.readers:
             if direction in (reader.direction, wire.BOTH):
-                known = reader.direction in (direction, wire.SEND)
-                reader.end_seen = reader.end_seen or known
-                if reader.end is None:
-                    # Of a socket that is gone the sent side's position is known; the other ends where it got to.
-                    reader.end = position if known else reader.next & POSITION_MASK
+                # Of a socket that is gone the position is the sent side's. The other one got as far as it got: `drain`
+                # ends it, when what is still on its way to us had its time.
+                known = direction == reader.direction or (reader.direction == wire.SEND and not self.link.passive)
+                if known and reader.end is None:
+                    reader.end = position
                 self._check_end(reader, time_ns)
                 self._mark(reader)
 
@@ -905,7 +910,7 @@ class Connection:
             if behind > 0 and reader.state is not _State.START:
                 self._missing(reader, behind, wire.REASON_OVER_LIMIT if reader.skipping else -1, time_ns)
         message = reader.message
-        if message is not None and reader.state is _State.UNTIL_CLOSE and reader.end_seen:
+        if message is not None and reader.state is _State.UNTIL_CLOSE and reader.finished:
             self._end_message(reader, message.end_ns, 0)
         elif message is not None:
             self._cut_short(reader, Completeness.PARTIAL, "partial")
@@ -914,9 +919,12 @@ class Connection:
             self._attribute(reader, "tunnel" if tunnel else "unparsed", 0)
         reader.stash.clear()
         reader.stash_start = None
-        if reader.state is not _State.TUNNEL:
-            reader.state = _State.START
-        reader.idle = True
+        if reader.state not in (_State.START, _State.TUNNEL):
+            # Should more come all the same, it is the rest of what we gave up.
+            reader.state = _State.LOST
+            if self.request_direction >= 0:
+                self.pairing.lost(requests=reader.direction == self.request_direction)
+        reader.idle = False
 
     def tick(self, now_ns: int) -> bool:
         """Time has passed. False when nothing here waits for anything."""

@@ -115,6 +115,29 @@ def _h11_headers(block: bytes, is_request: bool, version: bytes) -> list[tuple[b
     return list(event.headers.raw_items())
 
 
+_TOKEN_BYTES: Final = b"-!#$%&'*+.^_`|~" + bytes(range(0x30, 0x3A)) + bytes(range(0x41, 0x5B)) + bytes(range(0x61, 0x7B))
+_TEXT_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+
+
+def _ordinary_headers(block: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The fields of a block that RFC 9112 leaves no doubt about, which is nearly all; None for h11 to look at.
+
+    A tenth of h11's time, and the same answer (tests/property/test_h11_agrees.py): blocks that differ in every message
+    (a trace id, a cookie) are common.
+    """
+    lines = block.split(b"\r\n")
+    if len(lines) < 2 or lines[-1] or lines[-2]:
+        return None
+    headers = []
+    for line in lines[:-2]:
+        name, colon, value = line.partition(b":")
+        # A folded line begins with white space, which is in no name.
+        if not colon or not name or name.translate(None, _TOKEN_BYTES) or value.translate(None, _TEXT_BYTES):
+            return None
+        headers.append((name, value.strip(b" \t")))
+    return headers
+
+
 def _lenient_headers(block: bytes) -> list[tuple[bytes, bytes]]:
     headers: list[tuple[bytes, bytes]] = []
     for line in block.split(b"\n"):
@@ -140,9 +163,11 @@ def _content_length(values: list[str]) -> int | None:
 
 
 def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
-    raw = _h11_headers(block, is_request, version)
-    if raw is None or any(name.lower() in _CHANGED_BY_H11 for name, _ in raw):
-        raw = _lenient_headers(block)
+    raw = _ordinary_headers(block)
+    if raw is None:
+        raw = _h11_headers(block, is_request, version)
+        if raw is None or any(name.lower() in _CHANGED_BY_H11 for name, _ in raw):
+            raw = _lenient_headers(block)
     headers = tuple((_text(name), _text(value)) for name, value in raw)
     by_name: dict[str, list[str]] = {}
     for name, value in headers:

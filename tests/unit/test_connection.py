@@ -308,14 +308,37 @@ def test_half_closed(role: int) -> None:
 
 
 def test_a_server_that_speaks_first() -> None:
-    """408 on an idle connection answers nothing."""
+    """408 on an idle connection answers nothing, not even the request that comes just then."""
     script = Script()
     peer = script.server()
     peer.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    peer.recv(GET)
     peer.close()
     played = script.play()
     assert answered(played.responses) == [(408, b"", None)]
+    assert played.requests[0].number != played.responses[0].number
     assert played.pipeline.counters.unpaired == 1
+
+
+@roles
+def test_a_tunnel_whose_answer_has_a_length(role: int) -> None:
+    script = Script()
+    peer = script.open(role)
+    peer.request(b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n")
+    peer.response(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    peer.request(GET)
+    played = script.play()
+    assert asked(played.requests) == [("CONNECT", "a:443", b"")]
+    assert played.rows()["tunnel"] == len(GET)
+
+
+@roles
+def test_an_answer_to_head_of_the_length_of_what_follows(role: int) -> None:
+    script = Script()
+    peer = script.open(role)
+    peer.request(b"HEAD /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+    peer.response(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(OK) + OK)
+    assert answered(script.play().responses) == [(200, b"", "/1"), (200, b"ok", "/2")]
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
@@ -514,6 +537,39 @@ def test_a_gap_ends_what_it_falls_into_and_the_next_message_is_right(role: int) 
     assert len({m.number for m in played.messages}) == 4
 
 
+@roles
+def test_back_in_step_after_answers_that_could_not_be_read(role: int) -> None:
+    script = Script()
+    peer = script.open(role)
+    for number in range(1, 4):
+        peer.request(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+        if number == 1:
+            peer.response(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")
+        elif number == 2:
+            peer.response(b"0\r\n\r\n" + OK)  # begins inside of a piece: not found
+        else:
+            peer.response(OK)
+    script.wait(1.1)
+    peer.request(b"GET /4 HTTP/1.1\r\nHost: a\r\n\r\n")
+    peer.response(OK)
+    played = script.play()
+    assert [m.request.head.target if m.request else None for m in played.responses] == ["/1", None, "/4"]
+    assert [m.completeness.value for m in played.responses] == ["partial", "complete", "complete"]
+
+
+def test_a_hole_behind_answers_that_wait_for_their_requests() -> None:
+    """Too much of what comes early forces the hole open before anybody's time is over."""
+    script = Script()
+    peer = script.client()
+    peer.recv(OK)
+    peer.lose(wire.RECV, 10)
+    peer.recv(*one_by_one(b"x" * 5000))
+    played = script.play()
+    assert answered(played.responses) == [(200, b"ok", None)]
+    assert played.rows() == {"recorded": len(OK), "unparsed": 5000}
+    assert sum(played.rows("calls").values()) == 5001
+
+
 def test_the_end_of_a_body_that_was_lost_is_missed() -> None:
     """The position at which a socket was closed tells."""
     script = Script()
@@ -602,6 +658,20 @@ def test_positions_wrap(role: int) -> None:
     assert all(m.request for m in played.responses)
 
 
+@roles
+def test_an_end_that_is_seen_too_early(role: int) -> None:
+    """Another thread closed while the last call was on its way to the ring."""
+    script = Script()
+    peer = script.open(role)
+    peer.request(GET)
+    peer.response(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"body")
+    peer.close()
+    opened, ask, head, body, gone = script.steps
+    played = script.play([opened, ask, head, gone, body])
+    assert answered(played.responses) == [(200, b"body", "/")]
+    assert played.responses[0].completeness is Completeness.COMPLETE
+
+
 # --- joined -------------------------------------------------------------------------------------------------------
 
 
@@ -664,6 +734,23 @@ def test_joined_with_no_announcement_roles_show_themselves() -> None:
     played = script.play()
     assert [m.link.role for m in played.messages] == [Role.CLIENT] * 2
     assert answered(played.responses) == [(200, b"ok", "/")]
+
+
+def test_an_answer_to_something_unseen_of_which_nothing_more_is_seen() -> None:
+    """A HEAD may have been asked: no size is claimed. A file that is sent tells that it was none."""
+    script = Script()
+    lost = script.server(fresh=False)
+    lost.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+    lost.lose(wire.SEND, 500)
+    lost.send(OK)
+    sent = script.server(fresh=False, local=("127.0.0.1", 1))
+    sent.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+    sent.sendfile(500)
+    script.wait(1)
+    played = script.play()
+    shown = {m.link.local_port: m for m in reversed(played.responses)}
+    assert (shown[54321].body_bytes, shown[54321].completeness) == (0, Completeness.PARTIAL)
+    assert (shown[1].body_bytes, shown[1].completeness) == (500, Completeness.GAP)
 
 
 @roles

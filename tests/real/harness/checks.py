@@ -198,6 +198,7 @@ def _validate_payload(record: Record) -> None:
         reason = record.get("reason", "")
         assert first.rstrip() == f"{record['protocol']} {record['status_code']} {reason}".rstrip(), first
     expected = expected_headers(head)
+    assert "headers" in record, f"every message has headers, none is an empty object: {brief(record)}"
     seen = record["headers"]
     assert list(seen.items()) == list(expected.items()), f"{seen} is not {expected}"
 
