@@ -76,15 +76,11 @@ def _main(arguments: Sequence[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         verb = arguments.pop(0)
         if verb not in VERBS:
-            raise CommandError(
-                f"there is no verb {verb!r}", ExitCode.USAGE, remedy=f"it is one of {', '.join(VERBS)}"
-            )
+            raise CommandError(f"there is no verb {verb!r}", ExitCode.USAGE, remedy=f"it is one of {', '.join(VERBS)}")
     if command and verb not in ("run", "record"):
         raise CommandError(f"`netprofiler {verb}` takes no `-- COMMAND`", ExitCode.USAGE)
     module = importlib.import_module(f"netprofiler.commands.{verb}")
-    parser = _Parser(
-        prog=f"netprofiler {verb}", description=f"netprofiler {verb}: {VERBS[verb]}", allow_abbrev=False
-    )
+    parser = _Parser(prog=f"netprofiler {verb}", description=f"netprofiler {verb}: {VERBS[verb]}", allow_abbrev=False)
     module.add_arguments(parser)
     status: int = module.execute(parser.parse_args(arguments), command)
     return status

@@ -20,6 +20,8 @@ from netprofiler.errors import CommandError, ExitCode
 
 @dataclass(frozen=True, slots=True)
 class Config:
+    """What a run was asked to do. Attributes are named as the options are."""
+
     output: str | None = None
     """A path, ``-``, or None: the terminal view, or JSON Lines to standard output where that is no terminal."""
     no_output: bool = False
@@ -84,6 +86,8 @@ BODY_LIMIT_MAX: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Option:
+    """One option, wherever it is given."""
+
     name: str
     """As on the command line, without the dashes."""
     convert: Callable[[str], Any] | None

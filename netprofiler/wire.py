@@ -167,6 +167,7 @@ def _unix_path(raw: bytes) -> str:
 
 
 def parse_opened(record: bytes) -> ConnectionOpened:
+    """One raw record of KIND_OPENED (or KIND_PASSIVE) → the event."""
     try:
         (_, family, role, fresh, pid, time_ns, socket, namespace, local_port, remote_port, local, remote) = (
             unpacked := OPENED.unpack_from(record)
@@ -196,6 +197,7 @@ def parse_opened(record: bytes) -> ConnectionOpened:
 
 
 def parse_closed(record: bytes) -> ConnectionClosed:
+    """One raw record of KIND_CLOSED → the event."""
     if len(record) < CLOSED.size:
         raise MalformedRecord(f"a closing record of {len(record)} bytes")
     _, direction, gone, _, position, time_ns, socket = CLOSED.unpack_from(record)
@@ -203,6 +205,7 @@ def parse_closed(record: bytes) -> ConnectionClosed:
 
 
 def parse_process(record: bytes) -> ProcessSeen:
+    """One raw record of KIND_PROCESS → the event; arguments are joined by one space."""
     if len(record) < PROCESS.size:
         raise MalformedRecord(f"a process record of {len(record)} bytes")
     _, pid, time_ns, start_ns, user, length, comm = PROCESS.unpack_from(record)
@@ -218,6 +221,7 @@ def parse_process(record: bytes) -> ProcessSeen:
 
 
 def parse_data(record: bytes) -> DataCaptured:
+    """One raw record of KIND_DATA → the event."""
     if len(record) < DATA.size:
         raise MalformedRecord(f"a data record of {len(record)} bytes")
     _, direction, flags, reason, captured, time_ns, socket, pid, tid, position, length = DATA.unpack_from(record)
@@ -244,6 +248,7 @@ def parse(record: bytes) -> Event:
 
 
 def parse_file_source(payload: bytes) -> FileSource:
+    """The payload of a DATA_FILE record → what it tells."""
     if len(payload) < FILE_SOURCE.size or not payload.startswith(FILE_MAGIC):
         raise MalformedRecord("a file source that is none")
     _, offset, inode, device, descriptor, pid, count = FILE_SOURCE.unpack_from(payload)
@@ -332,6 +337,7 @@ def frame(record: bytes) -> bytes:
 
 
 def build_data(event: DataCaptured) -> bytes:
+    """The event → a raw record."""
     return (
         DATA.pack(
             KIND_DATA,
@@ -351,6 +357,8 @@ def build_data(event: DataCaptured) -> bytes:
 
 
 def build_opened(event: ConnectionOpened) -> bytes:
+    """The event → a raw record."""
+
     def packed(address: str) -> bytes:
         if not address:
             return bytes(16)
@@ -383,12 +391,14 @@ def build_opened(event: ConnectionOpened) -> bytes:
 
 
 def build_closed(event: ConnectionClosed) -> bytes:
+    """The event → a raw record."""
     return CLOSED.pack(
         KIND_CLOSED, event.direction, event.gone, 0, event.position & 0xFFFFFFFF, event.time_ns, event.socket
     )
 
 
 def build_process(event: ProcessSeen) -> bytes:
+    """The event → a raw record."""
     arguments = event.cmdline.replace(" ", "\0").encode() + b"\0"
     return (
         PROCESS.pack(

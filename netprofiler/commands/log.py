@@ -10,16 +10,15 @@ from netprofiler.config import Config
 
 
 class Log:
+    """Every line is flushed: somebody may be waiting for it."""
+
     def __init__(self, config: Config) -> None:
         self._json = config.log_format == "json"
         self._verbose = config.verbose
 
     def _write(self, level: str, text: str, prefix: str = "netprofiler: ") -> None:
-        if self._json:
-            text = json.dumps({"time": time.time(), "level": level, "message": text})
-        else:
-            text = f"{prefix}{text}"
-        print(text, file=sys.stderr, flush=True)
+        line = json.dumps({"time": time.time(), "level": level, "message": text}) if self._json else f"{prefix}{text}"
+        print(line, file=sys.stderr, flush=True)
 
     def ready(self, text: str) -> None:
         """The line that scripts wait for begins with `ready`, in either format."""

@@ -20,9 +20,7 @@ from netprofiler.sinks.terminal import Terminal
 class Outputs:
     """The sink of a configuration, or none; stops taking messages when `--count` is reached."""
 
-    def __init__(
-        self, config: Config, counters: Counters, wall_offset_ns: int, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: Config, counters: Counters, wall_offset_ns: int, warn: Callable[[str], None]) -> None:
         self._counters = counters
         self._left = config.count
         self._sink: Sink | None = None
@@ -100,6 +98,7 @@ def report_ledger(
 
 
 def ledger_text(ledger: dict[str, object]) -> str:
+    """The ledger for a reader: one line a table, rows of 0 left out."""
     lines = ["ledger"]
     for unit, table in ledger.items():
         assert isinstance(table, dict)

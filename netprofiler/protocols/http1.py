@@ -115,7 +115,9 @@ def _h11_headers(block: bytes, is_request: bool, version: bytes) -> list[tuple[b
     return list(event.headers.raw_items())
 
 
-_TOKEN_BYTES: Final = b"-!#$%&'*+.^_`|~" + bytes(range(0x30, 0x3A)) + bytes(range(0x41, 0x5B)) + bytes(range(0x61, 0x7B))
+_TOKEN_BYTES: Final = (
+    b"-!#$%&'*+.^_`|~" + bytes(range(0x30, 0x3A)) + bytes(range(0x41, 0x5B)) + bytes(range(0x61, 0x7B))
+)
 _TEXT_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 
 

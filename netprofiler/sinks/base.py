@@ -27,5 +27,5 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class OutputClosed(Exception):  # noqa: N818 - no error
+class OutputClosed(Exception):
     """Nobody reads our standard output any more (`| head`): a reason to end, not an error."""

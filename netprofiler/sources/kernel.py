@@ -108,6 +108,7 @@ def needed_offsets(text: str) -> list[str]:
 
 
 def possible_cpus() -> int:
+    """Highest CPU number that this host can ever have, plus one."""
     text = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(re.split(r"[-,]", text)[-1]) + 1
 

@@ -29,6 +29,8 @@ FILES_MAX: Final = 64
 
 
 class SentFiles:
+    """The files that were sent lately, held open for a second."""
+
     def __init__(self) -> None:
         self._files: dict[tuple[int, int], tuple[int, int]] = {}
         """(device, inode) → descriptor (-1: not found), when it was looked for."""
