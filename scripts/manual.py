@@ -146,7 +146,7 @@ def completion() -> str:
     files: set[str] = set()
     values: set[str] = set()
     for verb, parser in parsers():
-        names = []
+        names: list[str] = []
         for action in parser._actions:
             names += action.option_strings
             if action.option_strings and action.nargs != 0:

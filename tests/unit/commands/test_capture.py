@@ -25,6 +25,7 @@ from netprofiler.pipeline import Pipeline
 from netprofiler.sources.recording import RecordingWriter
 from netprofiler.testing import Script, Tick, batch
 
+ROUND_NS = 25_000_000
 OFFSET_NS = 1_795_233_504_123_456_789
 
 
@@ -38,7 +39,7 @@ class FakeSource:
         self.now_ns = 0
 
     def wait(self, seconds: float) -> None:
-        self.now_ns += int(seconds * 1e9)
+        self.now_ns += ROUND_NS
         if self.batches:
             self.ring += self.batches.pop(0)
 
@@ -133,7 +134,7 @@ def traffic() -> list[bytes]:
             streaming.recv(b"6\r\nevent\n\r\n")
         rounds.append(batch(step for step in script.steps if not isinstance(step, Tick)))
         script.steps.clear()
-        script.time_ns = max(script.time_ns, (number + 1) * 25_000_000)
+        script.time_ns = max(script.time_ns, (number + 1) * ROUND_NS)
     return [*rounds, b""]
 
 
