@@ -753,6 +753,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 			return 0;
 	}
 
+	if (is_compat_call(task))
+		return 0;
 	w = find_workspace();
 	ledger = find_ledger();
 	if (!w || !ledger)
@@ -790,10 +792,6 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 #endif
 	if (connection->verdict > VERDICT_HTTP1) {
 		account(ledger, row_of_verdict(connection->verdict), result > 0, result);
-		return 0;
-	}
-	if (is_compat_call(task)) {
-		account(ledger, ROW_NOT_HTTP, result > 0, result);
 		return 0;
 	}
 	call->time_ns = bpf_ktime_get_ns();

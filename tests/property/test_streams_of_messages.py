@@ -95,8 +95,12 @@ def mutations(draw: st.DrawFn, steps: list[Step], *, keep: int = 1) -> list[Step
             case "unseen":
                 step = out[at]
                 if isinstance(step, wire.DataCaptured):
-                    kept = step.payload[: draw(st.sampled_from([0, 0, 3]))]
-                    reason = wire.REASON_SENDFILE if kept else draw(st.integers(1, 4))
+                    # A file is part of a body; what is over the limit, or cannot be read, may be anything.
+                    body = step.payload.startswith(b"<")
+                    kept = step.payload[: draw(st.sampled_from([0, 3]))] if body else b""
+                    reasons = (wire.REASON_SENDFILE, wire.REASON_SPLICE) if body else ()
+                    unseen = (wire.REASON_OVER_LIMIT, wire.REASON_UNREADABLE)
+                    reason = wire.REASON_SENDFILE if kept else draw(st.sampled_from([*unseen, *reasons]))
                     out[at] = replace(step, payload=kept, reason=reason)
             case _:
                 del out[: at // 2]

@@ -478,6 +478,37 @@ def test_a_sent_file_in_the_middle() -> None:
     assert played.rows("calls") == {"recorded": 6}
 
 
+def test_no_more_is_shown_of_a_file_than_the_body_holds() -> None:
+    script = Script()
+    peer = script.server()
+    peer.recv(GET)
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n")
+    peer.sendfile(10, b"0123456789")
+    message = script.play().responses[0]
+    assert (message.body, message.body_bytes, message.completeness) == (b"012", 3, Completeness.GAP)
+
+
+@roles
+def test_chunks_that_go_wrong_behind_a_hole(role: int) -> None:
+    script = Script()
+    peer = script.open(role)
+    peer.request(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\na\r\n01")
+    peer.piece(peer.request_direction, b"", length=8, reason=wire.REASON_UNREADABLE)
+    peer.request(b"\r\nno chunk\r\n")
+    message = script.play().requests[0]
+    assert (message.completeness, message.missing_bytes, message.body_bytes) == (Completeness.GAP, 8, 10)
+
+
+@roles
+def test_an_empty_line_at_the_end_of_a_piece_belongs_to_what_follows(role: int) -> None:
+    script = Script()
+    peer = script.open(role)
+    peer.request(GET + b"\r\n", GET)
+    played = script.play()
+    assert len(played.requests) == 2
+    assert played.rows() == {"recorded": 2 * len(GET) + 2}
+
+
 @roles
 @pytest.mark.parametrize(
     ("reason", "row", "completeness", "name"),

@@ -39,6 +39,7 @@ class FakeSource:
         self.now_ns = 0
 
     def wait(self, seconds: float) -> None:
+        assert seconds < 0.1
         self.now_ns += ROUND_NS
         if self.batches:
             self.ring += self.batches.pop(0)
