@@ -26,6 +26,8 @@
 #define DATA_FIRST 1 /* the first record of its system call */
 #define DATA_FILE 2 /* the payload is a file_source, not bytes of the stream */
 
+#define DATA_AFTER_LOSS 4 /* what is missing before it in this direction found the ring full */
+
 /* data_record.reason: why `captured` is less than `length` */
 #define REASON_NONE 0
 #define REASON_OVER_LIMIT 1 /* more than is copied of one call, or in a part that the user side said to skip */

@@ -39,7 +39,8 @@ struct connection {
 	u32 count[2]; /* where we count: bytes so far */
 	u32 prefix_end[2];
 	u32 base[2]; /* where each direction's bytes begin for us */
-	u32 reserved;
+	u8 lost;     /* a bit a direction: something of it found the ring full */
+	u8 reserved[3];
 	u64 prefix[2][PREFIX_BYTES / 8];
 };
 
@@ -115,6 +116,7 @@ struct call {
 	u8 counted;   /* each message says how much of it was used (sendmmsg, recvmmsg) */
 	u8 first_sent;
 	u8 first_lost;
+	u8 after_loss;
 	u8 kind;
 	u8 reason;
 };

@@ -191,10 +191,17 @@ static __always_inline void send_piece(struct workspace *w, struct ledger *ledge
 	record->position = call->first_position + call->done;
 	record->length = length;
 	call->done += length;
+	if (call->after_loss)
+		record->flags |= DATA_AFTER_LOSS;
 	if (send_up(ledger, record, sizeof(*record) + size)) {
+		struct connection *connection = connections.lookup(&call->socket);
+
+		if (connection)
+			connection->lost |= 1 << call->direction;
 		account(ledger, ROW_LOST, !(call->first_sent || call->first_lost), length);
 		call->first_lost |= !call->first_sent;
 	} else {
+		call->after_loss = 0;
 		account(ledger, ROW_DELIVERED, !(call->first_sent || call->first_lost), length);
 		call->first_sent |= !call->first_lost;
 	}
@@ -567,9 +574,12 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 		}
 	}
 	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
+		connection->lost |= 1 << call->direction;
 		account(ledger, ROW_LOST, 1, total);
 		return 0;
 	}
+	call->after_loss = connection->lost & (1 << call->direction);
+	connection->lost &= ~(1 << call->direction);
 	if (call->kind == KIND_NO_BYTES) {
 		u32 captured = 0;
 

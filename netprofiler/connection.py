@@ -108,8 +108,19 @@ class _State(Enum):
     TUNNEL = auto()
 
 
+# Reasons of missing bytes beside wire.py's.
+_UNKNOWN: Final = -1
 _BUDGET: Final = -2
-"""Reason of missing bytes: over the limit of what is copied, where the framing needed them."""
+"""Over the limit of what is copied, where the framing needed them."""
+_RING_FULL: Final = -3
+_REASON_NAMES: Final = {
+    _UNKNOWN: "unknown",
+    _BUDGET: "budget",
+    _RING_FULL: "ring_full",
+    wire.REASON_SENDFILE: "sendfile",
+    wire.REASON_SPLICE: "splice",
+    wire.REASON_UNREADABLE: "unknown",
+}
 
 _BODY_STATES: Final = frozenset(
     (
@@ -311,7 +322,11 @@ class Connection:
                             row.bytes += length
                             row.calls += flags & 1
                             return
-        self._receive_long(reader, flags & 1, Segment(position, length, payload, reason, time_ns, pid, tid))
+        self._receive_long(
+            reader,
+            flags & 1,
+            Segment(position, length, payload, reason, time_ns, pid, tid, flags >= wire.DATA_AFTER_LOSS),
+        )
 
     def _receive_long(self, reader: _Reader, calls: int, segment: Segment) -> None:
         reader.calls += calls
@@ -348,7 +363,7 @@ class Connection:
             reader.holding = None
         for item in items:
             if isinstance(item, Gap):
-                self._gap(reader, item.length, item.time_ns)
+                self._gap(reader, item)
             else:
                 self._in_order(reader, item)
 
@@ -731,11 +746,11 @@ class Connection:
 
     # --- what was not seen -------------------------------------------------------------------------------------------
 
-    def _gap(self, reader: _Reader, length: int, time_ns: int) -> None:
+    def _gap(self, reader: _Reader, gap: Gap) -> None:
         if reader.blocked is not None:
             self._give_up_waiting(reader)
-        reader.next = (reader.next + length) & POSITION_MASK
-        self._missing(reader, length, -1, time_ns)
+        reader.next = (reader.next + gap.length) & POSITION_MASK
+        self._missing(reader, gap.length, _RING_FULL if gap.ring_full else _UNKNOWN, gap.time_ns)
 
     def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int) -> None:
         """`length` bytes go by unseen. Where the framing is known across them, the message goes on."""
@@ -788,7 +803,7 @@ class Connection:
             return
         message.completeness = Completeness.GAP
         message.missing_bytes += length
-        name = "budget" if reason == _BUDGET else wire.REASONS[reason] if reason > 0 else "unknown"
+        name = _REASON_NAMES[reason]
         if message.missing_reason in ("", name):
             message.missing_reason = name
         else:
@@ -908,7 +923,7 @@ class Connection:
         if reader.end is not None and reader.next >= 0:
             behind = distance(reader.end, reader.next)
             if behind > 0 and reader.state is not _State.START:
-                self._missing(reader, behind, wire.REASON_OVER_LIMIT if reader.skipping else -1, time_ns)
+                self._missing(reader, behind, wire.REASON_OVER_LIMIT if reader.skipping else _UNKNOWN, time_ns)
         message = reader.message
         if message is not None and reader.state is _State.UNTIL_CLOSE and reader.finished:
             self._end_message(reader, message.end_ns, 0)

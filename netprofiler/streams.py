@@ -36,6 +36,8 @@ class Segment:
     time_ns: int
     pid: int
     tid: int
+    after_loss: bool = False
+    """What is missing before it found the ring full."""
 
     def without_start(self, count: int) -> Segment:
         """What is left behind the first `count` bytes."""
@@ -56,6 +58,8 @@ class Gap:
 
     length: int
     time_ns: int
+    ring_full: bool
+    """They found the ring full; else it is not known why they are missing."""
 
 
 class Holding:
@@ -90,7 +94,7 @@ class Holding:
             if ahead > 0:
                 if not force:
                     break
-                out.append(Gap(ahead, segment.time_ns))
+                out.append(Gap(ahead, segment.time_ns, segment.after_loss))
             elif ahead < 0:
                 seen_twice += min(-ahead, segment.length)
                 if -ahead >= segment.length:

@@ -115,6 +115,7 @@ class Peer:
         length: int | None = None,
         reason: int = wire.REASON_NONE,
         first: bool = True,
+        after_loss: bool = False,
     ) -> wire.DataCaptured:
         """One data record; `length` and `reason` where fewer bytes are known than went by."""
         length = len(payload) if length is None else length
@@ -126,7 +127,7 @@ class Peer:
             direction=direction,
             position=self.positions[direction],
             length=length,
-            flags=wire.DATA_FIRST if first else 0,
+            flags=(wire.DATA_FIRST if first else 0) | (wire.DATA_AFTER_LOSS if after_loss else 0),
             reason=reason,
             payload=payload,
         )

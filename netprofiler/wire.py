@@ -38,6 +38,7 @@ BOTH: Final = 2
 
 DATA_FIRST: Final = 1
 DATA_FILE: Final = 2
+DATA_AFTER_LOSS: Final = 4
 
 REASON_NONE: Final = 0
 REASON_OVER_LIMIT: Final = 1

@@ -73,6 +73,7 @@ def describe(event: wire.Event) -> str:
                 f"pid={event.pid} tid={event.tid}" if event.pid else "",
                 f"{_DIRECTIONS[event.direction]} @{event.position} {len(event.payload)}/{event.length}",
                 "first" if event.flags & wire.DATA_FIRST else "more",
+                "after a loss" if event.flags & wire.DATA_AFTER_LOSS else "",
                 wire.REASONS[event.reason],
             ]
             if event.flags & wire.DATA_FILE:

@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct iovec vector = {never_sent, sizeof(never_sent)};
 	char answer[4096];
-	ssize_t length;
+	ssize_t length, used = 0;
 	long result;
 	int fd;
 
@@ -41,8 +41,9 @@ int main(int argc, char **argv) {
 		return 3; /* this kernel has no 32-bit calls */
 	if (write(fd, SECOND, sizeof(SECOND) - 1) != sizeof(SECOND) - 1)
 		return 1;
-	length = read(fd, answer, sizeof(answer));
-	if (length <= 0)
+	while ((length = read(fd, answer + used, sizeof(answer) - used)) > 0)
+		used += length;
+	if (!used || length < 0)
 		return 1;
 	printf("%.*s\n", (int)strcspn(answer, "\r"), answer);
 	return 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import stat
@@ -66,7 +67,20 @@ def taken(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
     address = f"127.0.0.1:{port}"
     with ExitStack() as stack:
         tcpdump = subprocess.Popen(
-            ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "-s", "0", "-w", str(capture), f"tcp port {port}"],
+            [
+                "tcpdump",
+                "-i",
+                "lo",
+                "-U",
+                "--immediate-mode",
+                "-B",
+                "65536",
+                "-s",
+                "0",
+                "-w",
+                str(capture),
+                f"tcp port {port}",
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -105,7 +119,7 @@ def taken(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
         assert live.end() == 0, live.stderr()
         assert recorder.end() == 0, recorder.stderr()
         time.sleep(0.2)  # tcpdump writes at once, but reads in its turn
-        assert "0 packets dropped by kernel" in ended(tcpdump)
+        assert re.search(r"^0 packets dropped by kernel", ended(tcpdump), re.MULTILINE)
         check_ledger(live.ledger())
         yield Taken(directory / "recording", capture, list(live.records()), runs, files)
 

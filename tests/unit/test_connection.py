@@ -863,3 +863,15 @@ def test_a_tick_changes_nothing_where_nobody_waits() -> None:
         script.steps.append(Tick(script.time_ns + 10**12))
         peer.recv(OK)
     assert [m.number for m in script.play().messages] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(("after_loss", "name"), [(True, "ring_full"), (False, "unknown")])
+def test_why_bytes_are_missing_is_told_by_what_comes_after_them(after_loss: bool, name: str) -> None:
+    script = Script()
+    peer = script.server()
+    peer.request(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\n0123456789")
+    peer.lose(peer.request_direction, 10)
+    peer.piece(peer.request_direction, b"0123456789", after_loss=after_loss)
+    message = script.play().requests[0]
+    assert (message.completeness, message.missing_bytes, message.missing_reason) == (Completeness.GAP, 10, name)
+    assert message.body == b"0123456789"
