@@ -20,7 +20,7 @@ from netprofiler.counters import Counters
 from netprofiler.exchange import Link, Message, Process, Role
 
 CONNECTIONS_MAX: Final = 65_536
-"""At about 2 KB each (docs/benchmarks.md) 130 MB; over it, the longest silent go."""
+"""At about 5 KB each (docs/benchmarks.md) 330 MB; over it, the longest silent go."""
 PROCESSES_MAX: Final = 16_384
 TICK_NS: Final = 50_000_000
 """Waiting connections are looked at this often: a fifth of the shortest wait."""
