@@ -197,12 +197,10 @@ class Connection:
     """See above."""
 
     __slots__ = (
-        "_is_client_known",
         "gone_ns",
         "last_ns",
         "link",
         "pairing",
-        "quiet_since_ns",
         "readers",
         "request_direction",
         "shared",
@@ -220,7 +218,6 @@ class Connection:
         self.readers = (_Reader(wire.SEND, send, fresh), _Reader(wire.RECV, recv, fresh))
         self.request_direction = -1
         self.last_ns = now_ns
-        self.quiet_since_ns = 0
         self.gone_ns = 0
         if link.role is not None:
             self.request_direction = wire.SEND if link.role is Role.CLIENT else wire.RECV
@@ -347,8 +344,10 @@ class Connection:
             if reader.holding is None:
                 reader.holding = Holding()
             reader.holding.add(segment)
-            if ahead < 0 or reader.holding.full:
-                self._release(reader, force=reader.holding.full)
+            # What the kernel side says is lost need not be waited for.
+            hopeless = segment.after_loss or reader.holding.full
+            if ahead < 0 or hopeless:
+                self._release(reader, force=hopeless)
         self._check_end(reader, segment.time_ns)
         self.last_ns = segment.time_ns
         self._mark(reader)

@@ -875,3 +875,15 @@ def test_why_bytes_are_missing_is_told_by_what_comes_after_them(after_loss: bool
     message = script.play().requests[0]
     assert (message.completeness, message.missing_bytes, message.missing_reason) == (Completeness.GAP, 10, name)
     assert message.body == b"0123456789"
+
+
+def test_what_is_known_to_be_lost_is_not_waited_for() -> None:
+    script = Script()
+    peer = script.server()
+    peer.request(GET)
+    peer.response(b"HTTP/1.1 204 No Content\r\n\r\n")
+    peer.lose(peer.request_direction, 100)
+    peer.piece(peer.request_direction, GET, after_loss=True)
+    played = script.play(drain=False)
+    assert [message.head.target for message in played.requests] == ["/", "/"]
+    assert not played.pipeline.shared.busy
