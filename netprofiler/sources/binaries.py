@@ -78,7 +78,7 @@ def _sections(image: mmap.mmap, bits: int) -> Iterator[tuple[int, int, int]]:
         for index in (names, *range(min(count, _SECTIONS_MAX))):
             header = struct.unpack_from(layout, image, table + index * size)
             yield header[fields[0]], header[fields[1]], header[fields[2]]
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, OverflowError):  # OverflowError: an offset beyond ssize_t
         return
 
 
