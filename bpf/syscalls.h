@@ -583,9 +583,8 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 	if (call->kind == KIND_NO_BYTES) {
 		u32 captured = 0;
 
-		if (call->reason == REASON_SENDFILE) {
+		if (call->reason == REASON_SENDFILE)
 			captured = describe_file(w, call->second, call->third);
-		}
 		send_piece(w, ledger, captured, total, call->reason, captured ? DATA_FILE : 0);
 		return 0;
 	}
@@ -596,7 +595,11 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 		if (!call->left)
 			next_segment(call);
 	}
-	if (call->left >= total && (total <= SMALL_BYTES || (total <= PIECE_BYTES && !ring_is_filling()))) {
+	if (total > SMALL_BYTES && ring_is_filling()) {
+		deliver_head(w, ledger);
+		return 0;
+	}
+	if (call->left >= total && total <= PIECE_BYTES) {
 		u64 length = total;
 
 		KEEP_CHECK(length);
@@ -606,10 +609,6 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
 		else
 			send_piece(w, ledger, length, length, REASON_NONE, 0);
-		return 0;
-	}
-	if (total > SMALL_BYTES && ring_is_filling()) {
-		deliver_head(w, ledger);
 		return 0;
 	}
 	call->contiguous = call->left >= total;

@@ -280,13 +280,15 @@ def records(batch: bytes) -> Iterator[bytes]:
 
 
 def whole_length(batch: bytes) -> int:
-    """Bytes of a batch before the first record that is still being written."""
+    """Bytes of a batch before the first record that is still being written, or that the batch's end cuts."""
     offset = 0
-    while offset + RING_HEADER_BYTES <= len(batch):
+    end = len(batch)
+    while offset + RING_HEADER_BYTES <= end:
         header = int.from_bytes(batch[offset : offset + 4], "little")
-        if header & RING_BUSY:
+        after = offset + RING_HEADER_BYTES + ((header & RING_LENGTH_MASK) + 7 & ~7)
+        if header & RING_BUSY or after > end:
             break
-        offset += RING_HEADER_BYTES + ((header & RING_LENGTH_MASK) + 7 & ~7)
+        offset = after
     return offset
 
 

@@ -44,7 +44,6 @@ class _EndsText(NamedTuple):
     process: Process | None
     before_tid: str
     hop: str
-    hop_end: str
     after_tid: str
     connection: str
 
@@ -179,10 +178,10 @@ class RecordWriter:
             )
         number = message.number
         tid = message.tid if message.pid else ""  # 0: a packet capture knows neither pid nor tid
-        hop = f"{ends[2]}{message.position}{ends[3]}" if ends[2] else ""
+        hop = f'{ends[2]}{message.position}"' if ends[2] else ""
         return (
-            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{tid}{ends[4]}{message.stream_bytes}"
-            f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{ends[5]}{number}"{hop}{times}'
+            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{tid}{ends[3]}{message.stream_bytes}"
+            f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{ends[4]}{number}"{hop}{times}'
             f"{end}{redacted}}}"
         )
 
@@ -226,7 +225,6 @@ class RecordWriter:
             process=process,
             before_tid=f'Z","pid":{message.pid},"tid":' if message.pid else 'Z"',
             hop=f',"hop":"{hop}' if hop else "",
-            hop_end='"',
             after_tid="," + ",".join(parts),
             connection=f',"connection":"{name}","exchange":"{name}#',
         )

@@ -45,7 +45,6 @@ PROCESSES_MAX: Final = 16_384
 
 _INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
 _MADV_PAGEOUT: Final = 21
-_BUSY_OR_IO: Final = (1, 12, 13)  # EPERM, ENOMEM, EACCES
 
 TRACEPOINTS: Final = {
     b"sched_process_fork": b"on_fork",
@@ -317,7 +316,7 @@ class KernelSource:
         start = position & (RING_BYTES - 1)
         batch = bytes(self._data[start : start + size])
         if size == BATCH_BYTES:
-            return batch[: _whole_records(batch)]
+            return batch[: wire.whole_length(batch)]
         return batch
 
     def advance(self, size: int) -> None:
@@ -350,21 +349,6 @@ class KernelSource:
             leaf.flags |= CONTROL_SKIP[command.direction]
             leaf.skip_until[command.direction] = command.until
         self._controls[key] = leaf
-
-
-def _whole_records(batch: bytes) -> int:
-    """A batch that was cut at its limit: up to where its last whole record ends."""
-    offset = 0
-    end = len(batch)
-    while offset + wire.RING_HEADER_BYTES <= end:
-        header = int.from_bytes(batch[offset : offset + 4], "little")
-        if header & wire.RING_BUSY:
-            break
-        size = wire.RING_HEADER_BYTES + ((header & wire.RING_LENGTH_MASK) + 7 & ~7)
-        if offset + size > end:
-            break
-        offset += size
-    return offset
 
 
 def _filter_flags(filters: Filters) -> list[str]:

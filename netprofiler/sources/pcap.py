@@ -167,11 +167,6 @@ class _Conversation:
         self.closed_ns: int | None = None
 
 
-def _distance(later: int, earlier: int) -> int:
-    delta = (later - earlier) & _MASK
-    return delta - (1 << 32) if delta >= 1 << 31 else delta
-
-
 class PacketCapture:
     """A `.pcap` or `.pcapng` to read; `head` is what was read of the file already."""
 

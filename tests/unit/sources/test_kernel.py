@@ -76,14 +76,14 @@ def _record(payload: bytes) -> bytes:
 def test_a_batch_cut_anywhere_ends_with_its_last_whole_record(cut: int) -> None:
     first, second = _record(b"GET / HTTP/1.1\r\n\r\n"), _record(b"x" * 33)
     whole = first + second
-    assert kernel._whole_records(whole) == len(whole)
-    assert kernel._whole_records(first + second[:cut]) == len(first)
+    assert wire.whole_length(whole) == len(whole)
+    assert wire.whole_length(first + second[:cut]) == len(first)
 
 
 def test_a_record_that_is_being_written_ends_the_batch() -> None:
     first, second = _record(b"a"), bytearray(_record(b"b"))
     second[3] |= 0x80  # RING_BUSY
-    assert kernel._whole_records(first + bytes(second)) == len(first)
+    assert wire.whole_length(first + bytes(second)) == len(first)
     assert wire.whole_length(first + bytes(second)) == len(first)
 
 
