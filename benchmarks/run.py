@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime as dt
 import os
 import signal
@@ -52,7 +53,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _on_term)
     plan = live.QUICK if arguments.quick else live.FULL
     if arguments.rounds:
-        plan = live.Plan(**{**{name: getattr(plan, name) for name in live.Plan.__slots__}, "rounds": arguments.rounds})
+        plan = dataclasses.replace(plan, rounds=arguments.rounds, fixed_rounds=arguments.rounds)
     wanted = arguments.only.split(",") if arguments.only else ["pipeline", *(QUICK if arguments.quick else MEASURES)]
     if arguments.compare and "compare" not in wanted:
         wanted.append("compare")
