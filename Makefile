@@ -19,7 +19,7 @@ packages:
 packages-test:
 	@scripts/debian.sh scripts/debian-packages-run.txt scripts/debian-packages-test.txt
 
-demo: install packages ## a Go service, traffic, and netprofiler watching both; shows records and the ledger
+demo: install packages ## a Go service, traffic in plaintext and over TLS, and netprofiler watching both; shows records and the ledger
 	@PATH="$$(scripts/go.sh):$$PATH" GOTOOLCHAIN=local .venv/bin/python scripts/demo.py
 
 test: install packages-test lint ## all checks and all tests; the kernel part as root (sudo)

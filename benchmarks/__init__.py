@@ -6,9 +6,11 @@
     programs.py    the agent, servers and clients: start, wait until ready, end
     trial.py       one load with or without the agent, all that is looked at around it; rounds of them, interleaved
     live.py        the measures that need the kernel: fixed rate, saturation, shapes of traffic, life, idle connections
+    tls.py         those of TLS: cost beside reference_probes.py, attaching and detaching
     canned.py      the pipeline alone, in this process, on batches made here
     report.py      results -> docs/benchmarks.md (between its markers) and JSON
-    load/          the client and the echo server, in Go
+    load/          the client, the echo server and the TLS server, in Go
+    reference_probes.py  TLS as it is usually probed, for comparison; a program by itself
 
 Rules: loads run on loopback; on and off alternate within one run, in an order that turns with each round; nothing is
 asserted: what failed is written down as it failed.

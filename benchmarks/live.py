@@ -73,7 +73,7 @@ def _percent(value: float) -> str:
     return f"{value:.0f} %"
 
 
-def _trial_notes(trials: list[Trial]) -> list[str]:
+def trial_notes(trials: list[Trial]) -> list[str]:
     """What disturbed, and what went wrong."""
     notes = []
     elsewhere = spread(trial.elsewhere_percent for trial in trials)
@@ -103,7 +103,7 @@ def _trial_notes(trials: list[Trial]) -> list[str]:
     return notes
 
 
-def _lost(trials: list[Trial]) -> str:
+def lost_of(trials: list[Trial]) -> str:
     calls = sum(trial.row("lost", "calls") for trial in trials)
     if not calls:
         return "0"
@@ -113,7 +113,7 @@ def _lost(trials: list[Trial]) -> str:
     return f"{calls:,} calls ({100 * calls / total:.2f} %), {lost_bytes:,} B{', **not said**' if unsaid else ''}"
 
 
-def _memory(trials: list[Trial]) -> str:
+def memory_of(trials: list[Trial]) -> str:
     """MiB: when a third of the load was over → at its end."""
     pairs = [(t.memory_early, t.memory_end) for t in trials if t.memory_early and t.memory_end]
     if not pairs:
@@ -124,11 +124,11 @@ def _memory(trials: list[Trial]) -> str:
     return f"{early:.0f} → {late:.0f} (peak {high:.0f})"
 
 
-def _agent_percent(trial: Trial) -> float | None:
+def agent_percent(trial: Trial) -> float | None:
     return None if not trial.seconds or trial.failed else trial.agent_cpu_us / (trial.seconds * 1e4)
 
 
-def _records(trials: list[Trial], per_request: int, connections: int) -> str:
+def records_of(trials: list[Trial], per_request: int, connections: int) -> str:
     """Records of the server's port, of those that there must have been. A request in flight at the end is nobody's."""
     seen = sum(trial.log.get("to_server", 0) + trial.log.get("from_server", 0) for trial in trials)
     made = sum(trial.requests for trial in trials) * per_request
@@ -140,19 +140,31 @@ def _records(trials: list[Trial], per_request: int, connections: int) -> str:
 
 
 def fixed_rate(setting: Setting, plan: Plan) -> Section:
+    with go_server() as server:
+        return at_fixed_rate(
+            f"{plan.fixed_rate:,} requests/s on the Go server",
+            setting,
+            plan,
+            server,
+            (),
+            [Variant(ALL, ()), Variant(SERVER, ("--pid", str(server.pid)))],
+        )
+
+
+def at_fixed_rate(
+    title: str, setting: Setting, plan: Plan, server: Server, flags: tuple[str, ...], variants: list[Variant]
+) -> Section:
+    """`flags`: more for the client."""
     connections = 20
     rate = plan.fixed_rate
-    with go_server() as server:
-        command = load_command(
-            "http", server.address, "-rate", str(rate), "-connections", str(connections),
-            "-duration", f"{plan.fixed_seconds}s",
-        )  # fmt: skip
-        variants = [*off_variants(plan.fixed_rounds), Variant(ALL, ()), Variant(SERVER, ("--pid", str(server.pid)))]
-        rounds = Rounds(
-            setting, "fixed rate", variants, plan.fixed_rounds, server, command, parse_load, plan.fixed_seconds
-        )
+    command = load_command(
+        "http", server.address, "-rate", str(rate), "-connections", str(connections),
+        "-duration", f"{plan.fixed_seconds}s", *flags,
+    )  # fmt: skip
+    variants = [*off_variants(plan.fixed_rounds), *variants]
+    rounds = Rounds(setting, title, variants, plan.fixed_rounds, server, command, parse_load, plan.fixed_seconds)
     section = Section(
-        f"{rate:,} requests/s on the Go server",
+        title,
         f"Open loop, {connections} keep-alive connections, {plan.fixed_seconds} s, {plan.fixed_rounds} rounds. Latency from "
         "the client's write to the end of the answer. A record is one message as one process saw it: four an "
         "exchange where both sides are logged. Agent CPU: user and system time from the first request until the "
@@ -175,10 +187,10 @@ def fixed_rate(setting: Setting, plan: Plan) -> Section:
                 text(rounds.spread(variant.name, lambda t: t.latency("p99")), 0),
                 "1" if is_off else text(rounds.ratio(variant.name, lambda t: t.latency("p99"))),
                 text(rounds.spread(variant.name, lambda t: t.us_per_message), 1) if on else "",
-                text(rounds.spread(variant.name, _agent_percent), 1) if on else "",
+                text(rounds.spread(variant.name, agent_percent), 1) if on else "",
                 "1" if is_off else text(rounds.ratio(variant.name, lambda t: float(t.server_cpu_us))),
-                _records(trials, 4 if variant.name == ALL else 2, 0) if on else "",
-                _lost(trials) if on else "",
+                records_of(trials, 4 if variant.name == ALL else 2, 0) if on else "",
+                lost_of(trials) if on else "",
             )
         )
     off = [trial for trial in rounds.trials if trial.variant == OFF]
@@ -186,12 +198,12 @@ def fixed_rate(setting: Setting, plan: Plan) -> Section:
     due = spread(trial.latency("p50", "due_us") for trial in off)
     section.notes = [
         f"Reached: {text(reached, 0)} requests/s. Off, p50 from when a request was due: {text(due, 0)} µs (the timer).",
-        *_trial_notes(rounds.trials),
+        *trial_notes(rounds.trials),
     ]
     return section
 
 
-def _throughput(
+def throughput(
     title: str,
     intro: str,
     setting: Setting,
@@ -232,23 +244,23 @@ def _throughput(
         section.rows.append(
             (
                 *first,
-                text(run.spread(variant.name, _agent_percent), 0),
+                text(run.spread(variant.name, agent_percent), 0),
                 text(run.spread(variant.name, lambda t: t.us_per_message), 1) if expected else "",
-                _records(ended, expected, connections) if expected else f"{sum(t.written for t in ended)} in all",
-                _lost(ended),
+                records_of(ended, expected, connections) if expected else f"{sum(t.written for t in ended)} in all",
+                lost_of(ended),
                 "yes" if ended and all(trial.sums for trial in ended) else "**no**",
-                _memory(ended),
+                memory_of(ended),
                 text(spread(trial.stop_seconds for trial in ended)),
             )
         )
-    section.notes = _trial_notes(run.trials)
+    section.notes = trial_notes(run.trials)
     return section
 
 
 def saturation_go(setting: Setting, plan: Plan) -> Section:
     connections = 16
     with go_server() as server:
-        return _throughput(
+        return throughput(
             "Saturated: wrk on the Go server",
             f"`wrk -t1 -c{connections}`, GET of some 15 bytes, two cores for client, server and agent together.",
             setting,
@@ -269,7 +281,7 @@ def saturation_go(setting: Setting, plan: Plan) -> Section:
 def saturation_nginx(setting: Setting, plan: Plan) -> Section:
     connections = 16
     with nginx() as server:
-        return _throughput(
+        return throughput(
             "Saturated: wrk on nginx, a small static file",
             f"`wrk -t1 -c{connections}`, one worker, 264 bytes by sendfile.",
             setting,
@@ -293,7 +305,7 @@ def nothing_to_copy(setting: Setting, plan: Plan) -> Section:
         command = load_command(
             "binary", server.address, "-connections", str(connections), "-duration", f"{plan.short_seconds}s"
         )
-        return _throughput(
+        return throughput(
             "Nothing to copy: a binary protocol",
             f"A Go client and a Go server, {connections} connections, 128 bytes there and back, one write and one read "
             "at each end: as many calls as an HTTP exchange.",
@@ -349,7 +361,7 @@ def kernel_side(setting: Setting, plan: Plan) -> Section:
                 say(f"  kernel side, {name}, {variant}: {each:.0f} ns a run, {spent / requests:,.0f} ns a request")
     section.notes += [
         "The calls of everybody on the host are counted, not those of the load alone.",
-        *_trial_notes(trials),
+        *trial_notes(trials),
     ]
     return section
 
@@ -360,7 +372,7 @@ def connection_per_request(setting: Setting, plan: Plan) -> Section:
         command = load_command(
             "http", server.address, "-close", "-connections", str(connections), "-duration", f"{plan.short_seconds}s"
         )
-        return _throughput(
+        return throughput(
             "A connection for each request",
             f"A Go client, {connections} at a time, `Connection: close`, on the Go server.",
             setting,
@@ -383,7 +395,7 @@ def large_bodies(setting: Setting, plan: Plan) -> list[Section]:
     ):
         with make() as server:
             sections.append(
-                _throughput(
+                throughput(
                     name,
                     f"{intro} `wrk -t1 -c{connections}`.",
                     setting,

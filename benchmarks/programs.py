@@ -27,7 +27,7 @@ class ProgramError(Exception):
 
 
 def build() -> None:
-    """build/bench/server and build/bench/load."""
+    """build/bench/server, build/bench/load, and the latter again as https: a probe is put into a file, not into a process."""
     go = shutil.which("go")
     if go is None:
         found = subprocess.run([str(ROOT / "scripts" / "go.sh")], capture_output=True, text=True, check=True)
@@ -36,6 +36,7 @@ def build() -> None:
         command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(BUILD / name), "."]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
         subprocess.run(command, cwd=directory, env=environment, check=True)
+    shutil.copy(BUILD / "load", BUILD / "https")
 
 
 def end(process: subprocess.Popen[Any], number: int = signal.SIGTERM, seconds: float = END_SECONDS) -> float:
@@ -65,7 +66,8 @@ class Agent:
             path.unlink(missing_ok=True)
         self.exit_status: int | None = None
         self.stop_seconds = 0.0
-        command = [executable, "--output", str(self.log), "--ledger", str(self._ledger), *arguments]
+        output = [] if "--no-output" in arguments else ["--output", str(self.log)]
+        command = [executable, *output, "--ledger", str(self._ledger), *arguments]
         begin = time.monotonic()
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
@@ -107,13 +109,14 @@ class Agent:
 
 
 class Server:
-    def __init__(self, name: str, pid: int, port: int) -> None:
+    def __init__(self, name: str, pid: int, port: int, scheme: str = "http") -> None:
         self.name = name
         self.pid = pid
         self.port = port
+        self._scheme = scheme
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{self._scheme}://127.0.0.1:{self.port}{path}"
 
     @property
     def address(self) -> str:
@@ -121,7 +124,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def _listening(name: str, command: list[str]) -> Iterator[Server]:
+def _listening(name: str, command: list[str], scheme: str = "http") -> Iterator[Server]:
     """A program of ours that says ``listening tcp 127.0.0.1:PORT`` on standard error."""
     errors = BUILD / f"{name}.stderr"
     with errors.open("wb") as file:
@@ -138,7 +141,7 @@ def _listening(name: str, command: list[str]) -> Iterator[Server]:
             match = None
         if match is None:
             raise ProgramError(f"{name} does not listen: {errors.read_text().strip()}")
-        yield Server(name, process.pid, int(match[1]))
+        yield Server(name, process.pid, int(match[1]), scheme)
     finally:
         end(process, seconds=8)
 
@@ -156,6 +159,13 @@ def echo_server() -> Iterator[Server]:
         yield server
 
 
+@contextlib.contextmanager
+def go_tls_server(executable: Path = BUILD / "https") -> Iterator[Server]:
+    """net/http over crypto/tls, HTTP/1.1."""
+    with _listening(executable.name, [str(executable), "https", "-address", "127.0.0.1:0"], "https") as server:
+        yield server
+
+
 _NGINX = """
 daemon off;
 {user}
@@ -170,14 +180,14 @@ http {{
     keepalive_requests 1000000000;
     client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-    server {{ listen 127.0.0.1:{port}; root {directory}/www; }}
+    server {{ listen 127.0.0.1:{port}{tls}; root {directory}/www; }}
 }}
 """
 
 
 @contextlib.contextmanager
-def nginx() -> Iterator[Server]:
-    """Static files: /small (a few hundred bytes), /large (1 MiB), by sendfile."""
+def nginx(*, tls: bool = False) -> Iterator[Server]:
+    """Static files: /small (a few hundred bytes), /large (1 MiB), by sendfile, or through TLS."""
     executable = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(executable).exists():
         raise ProgramError("nginx is not installed")
@@ -188,7 +198,11 @@ def nginx() -> Iterator[Server]:
     port = free_port()
     configuration = directory / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
-    configuration.write_text(_NGINX.format(directory=directory, port=port, user=user))
+    with_tls = ""
+    if tls:
+        subprocess.run([str(BUILD / "load"), "certificate", "-directory", str(directory)], check=True)
+        with_tls = f" ssl; ssl_certificate {directory}/certificate.pem; ssl_certificate_key {directory}/key.pem"
+    configuration.write_text(_NGINX.format(directory=directory, port=port, user=user, tls=with_tls))
     process = subprocess.Popen(
         [executable, "-p", str(directory), "-c", str(configuration)],
         stdin=subprocess.DEVNULL,
@@ -197,7 +211,7 @@ def nginx() -> Iterator[Server]:
     )
     try:
         wait_for_port(port, process)
-        yield Server("nginx", process.pid, port)
+        yield Server("nginx", process.pid, port, "https" if tls else "http")
     finally:
         end(process, seconds=8)
 

@@ -17,7 +17,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import canned, host, live, programs, report
+from benchmarks import canned, host, live, programs, report, tls
 from benchmarks.report import Section
 from benchmarks.trial import Setting, say
 
@@ -35,6 +35,10 @@ MEASURES: dict[str, Measure] = {
     "life": live.life,
     "idle": live.idle_connections,
     "kernel": live.kernel_side,
+    "tls-fixed": tls.fixed_rate,
+    "tls-go": tls.saturation_go,
+    "tls-nginx": tls.saturation_nginx,
+    "tls-attach": tls.attaching,
 }
 QUICK = tuple(name for name in MEASURES if name != "kernel")
 

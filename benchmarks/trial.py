@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import host, noise
-from benchmarks.programs import Agent, Load, ProgramError, Server
+from benchmarks.programs import Agent, Load, ProgramError, Server, end
 
 SETTLE_SECONDS = 0.4
 """After a load: the agent drains its ring, and holds what may still be completed, for at most a quarter of a second."""
@@ -35,6 +36,8 @@ class Variant:
     name: str
     arguments: tuple[str, ...] | None
     """The agent's; None: no agent."""
+    other: tuple[str, ...] = ()
+    """The command of another tool that runs where the agent would, and says `ready` on standard output."""
 
 
 def off_variants(rounds: int) -> list[Variant]:
@@ -144,6 +147,24 @@ def running(setting: Setting, arguments: tuple[str, ...] | None) -> Iterator[Age
         agent.stop()
 
 
+@contextlib.contextmanager
+def running_other(command: tuple[str, ...]) -> Iterator[None]:
+    if not command:
+        yield
+        return
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise ProgramError(f"{command[1]} did not become ready: {process.communicate()[1].strip()[-300:]}")
+        yield
+    finally:
+        end(process)
+        process.communicate()
+
+
 def run_trial(
     setting: Setting,
     variant: Variant,
@@ -156,7 +177,7 @@ def run_trial(
     trial = Trial(variant.name, number)
     agent: Agent | None = None
     try:
-        with running(setting, variant.arguments) as agent:
+        with running_other(variant.other), running(setting, variant.arguments) as agent:
             trial.other_agents = host.other_agents(agent.pid if agent else None)
             if agent is not None:
                 trial.ready_seconds = agent.ready_seconds

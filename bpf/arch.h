@@ -17,7 +17,9 @@
 #define REGISTERS_OFFSET 56
 struct call_registers {
 	u64 fourth;
-	u64 unused[4];
+	u64 r9;
+	u64 fifth;
+	u64 unused[2]; /* ax, cx */
 	u64 third;
 	u64 second;
 	u64 first;
@@ -26,6 +28,7 @@ struct call_registers {
 
 #define CALL_READ 0
 #define CALL_WRITE 1
+#define CALL_MMAP 9
 #define CALL_READV 19
 #define CALL_WRITEV 20
 #define CALL_SENDFILE 40
@@ -47,12 +50,13 @@ struct call_registers {
 
 /* arch/arm64: regs[0] holds the result by now, so the first argument is orig_x0; syscallno follows it.
  * user_pt_regs is 272 bytes (x0..x30, sp, pc, pstate), then orig_x0 and syscallno. */
-#define REGISTERS_OFFSET 8 /* x1, x2, x3 */
+#define REGISTERS_OFFSET 8 /* x1, x2, x3, x4 */
 #define FIRST_ARGUMENT_OFFSET 272
 struct call_registers {
 	u64 second;
 	u64 third;
 	u64 fourth;
+	u64 fifth;
 	u64 first;
 	u64 number; /* s32 syscallno and padding */
 };
@@ -75,6 +79,7 @@ struct call_registers {
 #define CALL_SPLICE 76
 #define CALL_PREADV2 286
 #define CALL_PWRITEV2 287
+#define CALL_MMAP 222
 
 #else
 #error "netprofiler knows x86-64 and arm64"
@@ -121,6 +126,59 @@ static __always_inline void read_call_registers(struct call_registers *call, con
 	bpf_probe_read_kernel(&call->first, 16, registers + FIRST_ARGUMENT_OFFSET);
 	call->number = (u32)call->number;
 #endif
+}
+
+/* What a probe in a library finds in the registers. Arguments and result are C's; `go` are the first five of Go's, and
+ * `goroutine` is its g. */
+struct probe_registers {
+	u64 first, second, third, fourth, result;
+	u64 go[5];
+	u64 goroutine, stack, address;
+};
+
+/* Once, at the beginning, into locals: the verifier rejects a context that the compiler has moved. */
+static __always_inline void read_probe_registers(struct probe_registers *to, const volatile struct pt_regs *from) {
+#if defined(__x86_64__)
+	to->first = from->di;
+	to->second = from->si;
+	to->third = from->dx;
+	to->fourth = from->cx;
+	to->result = from->ax;
+	to->go[0] = from->ax;
+	to->go[1] = from->bx;
+	to->go[2] = from->cx;
+	to->go[3] = from->di;
+	to->go[4] = from->si;
+	to->goroutine = from->r14;
+	to->stack = from->sp;
+	to->address = from->ip;
+#elif defined(__aarch64__)
+	to->first = from->regs[0];
+	to->second = from->regs[1];
+	to->third = from->regs[2];
+	to->fourth = from->regs[3];
+	to->result = from->regs[0];
+	to->go[0] = from->regs[0];
+	to->go[1] = from->regs[1];
+	to->go[2] = from->regs[2];
+	to->go[3] = from->regs[3];
+	to->go[4] = from->regs[4];
+	to->goroutine = from->regs[28];
+	to->stack = from->sp;
+	to->address = from->pc;
+#endif
+}
+
+/* The goroutine in which a system call was made: Go keeps g in a register, and its calls leave it there. */
+static __always_inline u64 goroutine_of_call(const void *registers) {
+	u64 goroutine = 0;
+
+#if defined(__x86_64__)
+	bpf_probe_read_kernel(&goroutine, sizeof(goroutine), registers + 8); /* r14 */
+#elif defined(__aarch64__)
+	bpf_probe_read_kernel(&goroutine, sizeof(goroutine), registers + 28 * 8);
+#endif
+	return goroutine;
 }
 
 /* Is this a call of a 32-bit program, whose numbers and registers mean something else? */

@@ -12,6 +12,11 @@
 #define LOOKS_HTTP2 3
 #define LOOKS_TLS 4
 
+/* The header of a TLS record, of any type: what begins a call on a TLS connection that was joined late. */
+static __always_inline int begins_record(const u8 *text, u32 length) {
+	return length >= 5 && text[0] >= 0x14 && text[0] <= 0x17 && text[1] == 3 && text[2] <= 4 && text[3] <= 0x48;
+}
+
 static __always_inline int looks_like(const u8 *text, u32 length) {
 	u32 i;
 
@@ -29,7 +34,7 @@ static __always_inline int looks_like(const u8 *text, u32 length) {
 		}
 		return LOOKS_HTTP1;
 	}
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < PREFIX_BYTES; i++) {
 		u8 c;
 

@@ -8,19 +8,32 @@
 #ifndef NETPROFILER_EVENTS_H
 #define NETPROFILER_EVENTS_H
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 /* record_header.kind; from RECORD_USER on they are made by the user side and never come from the kernel. */
 #define RECORD_OPENED 1
 #define RECORD_DATA 2
 #define RECORD_CLOSED 3
 #define RECORD_PROCESS 4
+#define RECORD_HANDSHAKE 5 /* a data_record: the first bytes of a TLS connection, as they are on the socket */
 #define RECORD_USER 128
 #define RECORD_PASSIVE 128 /* an opened_record: a connection seen from outside, in a packet capture; nobody's socket */
 
 #define DIRECTION_SEND 0
 #define DIRECTION_RECV 1
 #define DIRECTION_BOTH 2
+
+/* A TLS connection has two identities: that of its socket (its inode), and with this bit that of the plaintext inside. */
+#define SOCKET_TLS (1ULL << 63)
+/* With SOCKET_TLS: the socket is not known; the other bits are made of process and session. */
+#define SOCKET_UNKNOWN (1ULL << 62)
+
+/* opened_record.library, as in netprofiler/sources/probes.py; 0: the bytes are the socket's own */
+#define LIBRARY_GO 1
+#define LIBRARY_OPENSSL 2
+#define LIBRARY_BORINGSSL 3
+#define LIBRARY_GNUTLS 4
+#define LIBRARY_NSS 5
 
 /* data_record.flags */
 #define DATA_FIRST 1 /* the first record of its system call */
@@ -57,7 +70,7 @@ struct opened_record {
 	unsigned char fresh; /* seen from its first byte on */
 	unsigned int pid;
 	unsigned long long time_ns;
-	unsigned long long socket; /* inode of the socket */
+	unsigned long long socket; /* inode of the socket; with SOCKET_TLS the plaintext inside */
 	unsigned int network_namespace;
 	unsigned short local_port;
 	unsigned short remote_port;
@@ -65,10 +78,12 @@ struct opened_record {
 	unsigned char remote_address[16];
 	unsigned int send_position; /* of the first byte of each direction that is worth waiting for */
 	unsigned int recv_position;
-	unsigned int counted; /* positions are a count of ours, not TCP sequence numbers */
+	/* Positions do not name the same bytes at the other end. TCP: 0, they are sequence numbers; in TLS that was seen from its
+	 * beginning, also 0: the connection's first sequence number and the plaintext before them. */
+	unsigned int counted;
 	unsigned int path_length; /* UNIX: bytes of path used; an abstract name begins with 0 */
 	unsigned char path[UNIX_PATH_BYTES];
-	unsigned int reserved;
+	unsigned int library; /* LIBRARY_: whose plaintext */
 };
 
 /* One piece of one system call; `captured` payload bytes follow. */
@@ -120,6 +135,19 @@ struct file_source {
 	unsigned int descriptor;
 	unsigned int pid; /* as the agent sees it */
 	unsigned int names;
+};
+
+/* In the ring `notices`, which is not part of a recording: what happens to processes, for whoever attaches the probes. */
+#define NOTICE_EXECUTED 1 /* pid runs this file now */
+#define NOTICE_MAPPED 2 /* pid has mapped this file at address, to execute it */
+#define NOTICE_EXITED 3
+struct notice {
+	unsigned int kind;
+	unsigned int pid;
+	unsigned long long inode;
+	unsigned long long address;
+	unsigned int device; /* the kernel's dev_t */
+	unsigned int reserved;
 };
 
 #endif

@@ -1,6 +1,6 @@
 /* Maps and the state they hold. Sizes are -D from netprofiler/sources/kernel.py, which argues them.
  *
- * RING_PAGES, WAKEUP_BYTES, CPUS, CONNECTIONS_MAX, PROCESSES_MAX
+ * RING_PAGES, WAKEUP_BYTES, CPUS, CONNECTIONS_MAX, PROCESSES_MAX, LAYOUTS_MAX, SESSIONS_MAX, FILES_MAX, NOTICE_PAGES
  */
 #ifndef NETPROFILER_MAPS_H
 #define NETPROFILER_MAPS_H
@@ -17,6 +17,9 @@
 /* Segments looked at of one call: a program handles STEPS of them and then calls itself again (32 times at most). */
 #define STEPS 8
 #define CHAIN_MAX 32
+
+/* Of a TLS connection's ciphertext, a direction: the hellos, with a second one, and post-quantum key shares in them. */
+#define HELLO_BYTES 6144
 
 #define PREFIX_BYTES 16 /* enough for the longest method we take for one, and a target's first byte */
 
@@ -40,7 +43,13 @@ struct connection {
 	u32 prefix_end[2];
 	u32 base[2]; /* where each direction's bytes begin for us */
 	u8 lost;     /* a bit a direction: something of it found the ring full */
-	u8 reserved[3];
+	u8 records;  /* joined late: calls that began with the header of a TLS record; a second one decides */
+	u8 library;  /* plaintext: LIBRARY_ */
+	u8 named;    /* plaintext: positions name the same bytes at the other end */
+	u8 announced; /* TLS: something of its handshake was sent up */
+	u8 reserved;
+	u16 hello_left[2]; /* TLS: how much of the handshake is still sent up */
+	u64 since_ns; /* fresh: when it was accepted or connected */
 	u64 prefix[2][PREFIX_BYTES / 8];
 };
 
@@ -136,10 +145,116 @@ BPF_TABLE("lru_hash", u64, u64, described_files, 1024);
 /* Not per-CPU: a per-CPU value is limited to 32 KiB. Programs here run with preemption off. */
 BPF_TABLE("array", u32, struct workspace, workspaces, CPUS);
 BPF_PERCPU_ARRAY(ledgers, struct ledger, 1);
-BPF_PROG_ARRAY(programs, 3);
+BPF_PROG_ARRAY(programs, 3); /* behind sys_exit */
+BPF_PROG_ARRAY(probe_programs, 3); /* the same behind the probes: a prog array holds one type only */
 #define PROGRAM_DELIVER 0
 #define PROGRAM_JUDGE 1
 #define PROGRAM_LONG_CALL 2
+
+/* --- TLS --- */
+
+/* How to read the objects of a library in one file: netprofiler/sources/probes.py's Layout, and when it was attached. */
+#define ABSENT -32768
+struct tls_layout {
+	u32 library; /* LIBRARY_ */
+	s16 random_pointer;
+	s16 random;
+	s16 read_bio;
+	s16 bio_method;
+	s16 bio_number;
+	s16 server;
+	s64 conn_type_from_write;
+	s64 conn_type_from_read;
+	s32 conn_itab_type;
+	s32 descriptor;
+	u64 attached_ns; /* 0: not yet */
+};
+BPF_ARRAY(tls_layouts, struct tls_layout, LAYOUTS_MAX);
+
+/* Calls into a library that have not returned, by thread, or by goroutine. Node calls SSL_write inside of SSL_read. */
+#define FRAMES 4
+struct tls_caller {
+	u64 id; /* tid, or address of the goroutine */
+	u64 pid;
+};
+struct tls_frame {
+	u64 session;
+	u64 buffer;
+	u64 length;
+	u64 counted; /* where the count of bytes goes */
+	u64 stack;
+	u64 socket;  /* inode: that of the system calls inside; 0: none yet, NO_SOCKET: several */
+	u16 layout;
+	u8 call;
+	u8 reserved[5];
+};
+#define NO_SOCKET (~0ULL)
+struct tls_call {
+	u64 depth;
+	struct tls_frame frames[FRAMES];
+};
+BPF_TABLE("lru_hash", struct tls_caller, struct tls_call, tls_calls, SESSIONS_MAX);
+BPF_ARRAY(no_calls, struct tls_call, 1); /* nothing but zeros: too large for the stack */
+
+/* Which socket a session (SSL *, gnutls_session_t, PRFileDesc *, *tls.Conn) is on. */
+struct tls_session_id {
+	u64 session;
+	u64 pid;
+};
+struct tls_session {
+	u64 socket;
+	u64 random;  /* of the client's hello, its first 8 bytes, by which a reused address is noticed; 0: not known */
+	u8 missed;   /* plaintext was seen before the socket was known */
+	u8 committed; /* GnuTLS: what a repeated call will report as sent has been accounted for */
+	u8 reserved[6];
+};
+BPF_TABLE("lru_hash", struct tls_session_id, struct tls_session, tls_sessions, SESSIONS_MAX);
+
+/* ClientHellos: their random -> the socket. Both ends may be in one process. */
+struct tls_hello {
+	u64 random;
+	u32 pid;
+	u32 direction;
+};
+BPF_TABLE("lru_hash", struct tls_hello, u64, tls_hellos, SESSIONS_MAX);
+
+/* Go processes whose TLS is not on a *net.TCPConn: there the goroutine of each system call is looked at. */
+BPF_TABLE("lru_hash", u32, u8, wrapped_processes, PROCESSES_MAX);
+
+/* Files whose mapping was told: it is not told again, until the user side forgets the file. */
+struct file_id {
+	u64 inode;
+	u64 device;
+};
+BPF_TABLE("lru_hash", struct file_id, u8, told_files, FILES_MAX);
+BPF_RINGBUF_OUTPUT(notices, NOTICE_PAGES);
+
+/* How the socket of a call with plaintext was found. netprofiler/counters.py names them in this order. */
+#define FOUND_SESSION 0 /* as before */
+#define FOUND_HELLO 1
+#define FOUND_DESCRIPTOR 2
+#define FOUND_CALL 3
+#define FOUND_NOT 4
+#define FOUND_WAYS 5
+struct tls_counters {
+	u64 found[FOUND_WAYS];
+	u64 crowded; /* no workspace was free: lost */
+	u64 crowded_bytes;
+	u64 notices_lost;
+};
+BPF_PERCPU_ARRAY(tls_counts, struct tls_counters, 1);
+
+/* A probe's program can be preempted by another one on its CPU (migration is off, preemption is not), so its workspace is
+ * taken and given back. Each has a ledger of its own for the same reason. */
+#define SLOTS 3
+struct probe_slot {
+	u64 taken;
+	u64 owner;
+	u64 unused[2];
+	struct workspace workspace;
+};
+BPF_TABLE("array", u32, struct probe_slot, probe_slots, CPUS * SLOTS);
+BPF_TABLE("array", u32, struct ledger, probe_ledgers, CPUS * SLOTS);
 
 /* Filters. A bit says what an entry is: FILTER_INCLUDE or FILTER_EXCLUDE. */
 #define FILTER_INCLUDE 1

@@ -7,3 +7,4 @@
 #include "maps.h"
 #include "detect.h"
 #include "syscalls.h"
+#include "tls.h"

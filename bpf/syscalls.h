@@ -116,6 +116,14 @@ static __always_inline int current_watched(u32 pid) {
 }
 #endif
 
+/* A tail call, from the programs behind sys_exit or from those behind probes; comes back only when it failed. */
+static __always_inline void go_on(void *ctx, u32 program, int probe) {
+	if (probe)
+		probe_programs.call(ctx, program);
+	else
+		programs.call(ctx, program);
+}
+
 /* --- sending up -------------------------------------------------------------------------------------------------- */
 
 /* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
@@ -159,8 +167,10 @@ static __always_inline int announce(struct workspace *w, struct ledger *ledger, 
 	opened->socket = w->call.socket;
 	opened->send_position = connection->base[DIRECTION_SEND];
 	opened->recv_position = connection->base[DIRECTION_RECV];
-	opened->counted = !connection->tcp;
-	describe(opened, connection->sk);
+	opened->counted = !connection->tcp && !connection->named;
+	opened->library = connection->library;
+	if (connection->sk)
+		describe(opened, connection->sk);
 	if (send_up(ledger, opened, sizeof(*opened))) {
 		ledger->announcements_lost++;
 		return 0;
@@ -272,15 +282,12 @@ static __always_inline void first_segment(struct call *call) {
 
 /* Calls of many segments, or of more bytes than one piece. State is in the workspace, so that the verifier sees small
  * loops and the program can go on by calling itself. */
-int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
-	struct call *call;
+static __always_inline void continue_long_call(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+	struct call *call = &w->call;
+	u8 reason = REASON_UNREADABLE;
 	u32 step;
 
-	if (!w || !ledger)
-		return 0;
-	call = &w->call;
+#pragma clang loop unroll(disable)
 	for (step = 0; step < STEPS; step++) {
 		u64 filled = call->filled, rest, n;
 
@@ -288,7 +295,7 @@ int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
 		if (!rest || filled >= PIECE_BYTES)
 			break;
 		if (!call->left) {
-			if (!next_segment(call))
+			if (probe || !next_segment(call))
 				goto unreadable;
 			continue;
 		}
@@ -300,7 +307,7 @@ int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
 		KEEP_CHECK(n);
 		KEEP_CHECK(filled);
 		if (n > PIECE_BYTES || filled > PIECE_BYTES)
-			return 0;
+			return;
 		if (bpf_probe_read_user(w->payload + filled, n, (void *)call->at))
 			goto unreadable;
 		call->at += n;
@@ -320,20 +327,21 @@ int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
 			}
 		}
 	}
-	if (call->done + call->filled < call->total) {
-		if (call->chain++ < CHAIN_MAX)
-			programs.call(ctx, PROGRAM_LONG_CALL);
-		flush_payload(w, ledger);
-		if (call->done < call->total)
-			send_piece(w, ledger, 0, call->total - call->done, REASON_OVER_LIMIT, 0);
-		return 0;
-	}
-	flush_payload(w, ledger);
-	return 0;
+	reason = REASON_OVER_LIMIT;
+	if (call->done + call->filled < call->total && call->chain++ < CHAIN_MAX)
+		go_on(ctx, PROGRAM_LONG_CALL, probe);
 unreadable:
 	flush_payload(w, ledger);
 	if (call->done < call->total)
-		send_piece(w, ledger, 0, call->total - call->done, REASON_UNREADABLE, 0);
+		send_piece(w, ledger, 0, call->total - call->done, reason, 0);
+}
+
+int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+
+	if (w && ledger)
+		continue_long_call(ctx, w, ledger, 0);
 	return 0;
 }
 
@@ -363,7 +371,7 @@ static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u6
 	if (described && w->call.time_ns - *described < DESCRIBE_AGAIN_NS)
 		return sizeof(*source);
 	described_files.update(&source->inode, &w->call.time_ns);
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (i = 0; i < FILE_NAMES; i++) {
 		void *parent = read_pointer(dentry + OFFSET_dentry__d_parent);
 		void *text = read_pointer(dentry + OFFSET_dentry__d_name + OFFSET_qstr__name);
@@ -380,24 +388,12 @@ static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u6
 
 /* --- the verdict --------------------------------------------------------------------------------------------------- */
 
-/* Look at the first bytes of what was sent or received; may decide what the connection speaks.
- * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). Uses up segments. */
-static __always_inline int judge(struct workspace *w, struct connection *connection) {
-	struct call *call = &w->call;
-	u8 direction = call->direction & 1;
-	u8 *text = w->payload; /* nothing lies there yet */
-	u32 held = connection->prefix_length[direction];
+/* Up to PREFIX_BYTES of the call, behind what is already held of its direction. Uses up segments. */
+static __always_inline u32 gather_prefix(struct call *call, u8 *text, u32 held) {
 	u32 have, i;
-	int looks;
 
-	if (held >= PREFIX_BYTES || connection->prefix_end[direction] != call->first_position)
-		held = 0;
-	__builtin_memset(text, 0, 2 * PREFIX_BYTES);
-	if (held) {
-		((u64 *)text)[0] = connection->prefix[direction][0];
-		((u64 *)text)[1] = connection->prefix[direction][1];
-	}
 	call->judged = 0;
+#pragma clang loop unroll(disable)
 	for (i = 0; i < PREFIX_BYTES + 4; i++) {
 		u64 wanted, to;
 
@@ -425,7 +421,40 @@ static __always_inline int judge(struct workspace *w, struct connection *connect
 		call->left -= wanted;
 		call->judged = have + wanted;
 	}
-	have = call->judged;
+	return call->judged;
+}
+
+/* The same of a call with one buffer. */
+static __always_inline u32 read_prefix(struct call *call, u8 *text, u32 held) {
+	u64 wanted = call->left < PREFIX_BYTES ? call->left : PREFIX_BYTES, to = held;
+
+	KEEP_CHECK(wanted);
+	KEEP_CHECK(to);
+	if (wanted > PREFIX_BYTES || to >= PREFIX_BYTES || bpf_probe_read_user(text + to, wanted, (void *)call->at))
+		return 0;
+	return wanted;
+}
+
+/* Look at the first bytes of what was sent or received; may decide what the connection speaks.
+ * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
+static __always_inline int judge(struct workspace *w, struct connection *connection, int probe) {
+	struct call *call = &w->call;
+	u8 direction = call->direction & 1;
+	u8 *text = w->payload; /* nothing lies there yet */
+	u32 held = connection->prefix_length[direction];
+	u32 have;
+	int looks;
+
+	if (held >= PREFIX_BYTES || connection->prefix_end[direction] != call->first_position)
+		held = 0;
+	__builtin_memset(text, 0, 2 * PREFIX_BYTES);
+	if (held) {
+		((u64 *)text)[0] = connection->prefix[direction][0];
+		((u64 *)text)[1] = connection->prefix[direction][1];
+	}
+	have = probe ? read_prefix(call, text, held) : gather_prefix(call, text, held);
+	if (!have)
+		return 0;
 	looks = looks_like(text, held + have);
 	connection->prefix_length[direction] = 0;
 	if (looks == LOOKS_HTTP1) {
@@ -439,6 +468,12 @@ static __always_inline int judge(struct workspace *w, struct connection *connect
 		connection->prefix[direction][1] = ((u64 *)text)[1];
 		return 1;
 	}
+	if (looks == LOOKS_TLS && !probe) {
+		connection->hello_left[0] = HELLO_BYTES;
+		connection->hello_left[1] = HELLO_BYTES;
+	}
+	if (!connection->fresh && begins_record(text, held + have) && ++connection->records > 1)
+		connection->verdict = VERDICT_TLS;
 	if (connection->fresh) {
 		if (looks == LOOKS_TLS)
 			connection->verdict = VERDICT_TLS;
@@ -501,6 +536,8 @@ static __always_inline struct connection *remember(u64 inode, const void *socket
 #endif
 	new.role = role;
 	new.fresh = fresh;
+	if (fresh)
+		new.since_ns = bpf_ktime_get_ns();
 	connections.update(&inode, &new);
 	return connections.lookup(&inode);
 }
@@ -521,43 +558,34 @@ static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 go
 
 /* --- the programs behind sys_exit ---------------------------------------------------------------------------------- */
 
-/* The ring is filling: of this call, only what a message begins with; the rest is a length. */
-static __always_inline void deliver_head(struct workspace *w, struct ledger *ledger) {
+/* The ring is filling: how much of this call goes up, which is what a message may begin with. It is in the payload. */
+static __always_inline u64 copy_head(struct workspace *w) {
 	struct call *call = &w->call;
-	u64 copied = 0;
+	u64 copied = call->left < call->total ? call->left : call->total;
 
-	if (!bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) &&
-	    looks_like(w->payload, PREFIX_BYTES) == LOOKS_HTTP1) {
-		copied = call->left < call->total ? call->left : call->total;
-		if (copied > HEAD_BYTES)
-			copied = HEAD_BYTES;
-		KEEP_CHECK(copied);
-		if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
-			copied = 0;
-	}
-	if (copied)
-		send_piece(w, ledger, copied, copied, REASON_NONE, 0);
-	if (copied < call->total)
-		send_piece(w, ledger, 0, call->total - copied, REASON_OVER_LIMIT, 0);
+	if (bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) ||
+	    looks_like(w->payload, PREFIX_BYTES) != LOOKS_HTTP1)
+		return 0;
+	if (copied > HEAD_BYTES)
+		copied = HEAD_BYTES;
+	KEEP_CHECK(copied);
+	if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
+		return 0;
+	return copied;
 }
 
 /* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
-int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
+static __always_inline void deliver(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+	struct call *call = &w->call;
 	struct connection *connection;
 	struct control *control;
-	struct call *call;
-	u32 total, i;
+	u32 total = call->total, length = total, captured = 0;
+	u8 reason = REASON_NONE, flags = 0;
 
-	if (!w || !ledger)
-		return 0;
-	call = &w->call;
-	total = call->total;
 	connection = connections.lookup(&call->socket);
 	if (!connection) { /* closed by another thread meanwhile */
 		account(ledger, ROW_LOST, 1, total);
-		return 0;
+		return;
 	}
 	control = controls.lookup(&call->socket);
 	if (control) {
@@ -565,78 +593,206 @@ int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
 
 		if (control->flags & CONTROL_IGNORE) {
 			account(ledger, ROW_TUNNEL, 1, total);
-			return 0;
+			return;
 		}
 		if ((control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) &&
 		    (int)(call->first_position + total - control->skip_until[direction]) < 0) {
 			account(ledger, ROW_OVER_LIMIT, 1, total);
-			return 0;
+			return;
 		}
 	}
 	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
 		connection->lost |= 1 << call->direction;
 		account(ledger, ROW_LOST, 1, total);
-		return 0;
+		return;
 	}
 	call->after_loss = connection->lost & (1 << call->direction);
 	connection->lost &= ~(1 << call->direction);
-	if (call->kind == KIND_NO_BYTES) {
-		u32 captured = 0;
-
-		if (call->reason == REASON_SENDFILE)
-			captured = describe_file(w, call->second, call->third);
-		send_piece(w, ledger, captured, total, call->reason, captured ? DATA_FILE : 0);
-		return 0;
-	}
 	first_segment(call);
 	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
-#pragma unroll
-	for (i = 0; i < 2; i++) {
+	if (!probe) {
+		if (!call->left)
+			next_segment(call);
 		if (!call->left)
 			next_segment(call);
 	}
-	if (total > SMALL_BYTES && ring_is_filling()) {
-		deliver_head(w, ledger);
-		return 0;
-	}
-	if (call->left >= total && total <= PIECE_BYTES) {
-		u64 length = total;
-
-		KEEP_CHECK(length);
-		if (length > PIECE_BYTES)
-			return 0;
-		if (bpf_probe_read_user(w->payload, length, (void *)call->at))
-			send_piece(w, ledger, 0, length, REASON_UNREADABLE, 0);
+	if (call->kind == KIND_NO_BYTES) {
+		reason = call->reason;
+		if (reason == REASON_SENDFILE && !probe)
+			captured = describe_file(w, call->second, call->third);
+		flags = captured ? DATA_FILE : 0;
+	} else if (total > SMALL_BYTES && ring_is_filling()) {
+		captured = copy_head(w);
+		if (captured)
+			length = captured;
 		else
-			send_piece(w, ledger, length, length, REASON_NONE, 0);
-		return 0;
+			reason = REASON_OVER_LIMIT;
+	} else if (call->left >= total && total <= PIECE_BYTES) {
+		u64 whole = total;
+
+		KEEP_CHECK(whole);
+		if (whole > PIECE_BYTES)
+			return;
+		if (bpf_probe_read_user(w->payload, whole, (void *)call->at))
+			reason = REASON_UNREADABLE;
+		else
+			captured = whole;
+	} else {
+		call->contiguous = call->left >= total;
+		go_on(ctx, PROGRAM_LONG_CALL, probe);
+		account(ledger, ROW_LOST, 1, total);
+		return;
 	}
-	call->contiguous = call->left >= total;
-	programs.call(ctx, PROGRAM_LONG_CALL);
-	account(ledger, ROW_LOST, 1, total); /* the call above does not come back */
+	send_piece(w, ledger, captured, length, reason, flags);
+	if (length < total)
+		send_piece(w, ledger, 0, total - length, REASON_OVER_LIMIT, 0);
+}
+
+int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+
+	if (w && ledger)
+		deliver(ctx, w, ledger, 0);
 	return 0;
 }
 
+/* What a TLS connection begins with goes up until enough was seen; the client's random is remembered, for it names the
+ * session (tls.h). Short: the first segment with bytes only. */
+static __always_inline void send_handshake(struct workspace *w, struct ledger *ledger, struct connection *connection) {
+	struct call *call = &w->call;
+	struct data_record *record = &w->record;
+	u8 direction = call->direction & 1;
+	u64 wanted = connection->hello_left[direction], offset = HELLO_BYTES - wanted;
+	u8 *text = w->payload;
+
+	first_segment(call);
+	if (!call->left)
+		next_segment(call);
+	if (wanted > call->left)
+		wanted = call->left;
+	KEEP_CHECK(wanted);
+	if (!wanted || wanted > HELLO_BYTES || bpf_probe_read_user(text, wanted, (void *)call->at)) {
+		connection->hello_left[direction] = 0;
+		return;
+	}
+	connection->hello_left[direction] -= wanted;
+	if (call->left < call->total)
+		connection->hello_left[direction] = 0; /* what comes next would not follow */
+	/* A ClientHello: header of the record (5 bytes, which some read on their own), of the message (4), version (2). */
+	if ((offset == 0 && wanted >= 43 && text[5] == 1) || (offset == 5 && wanted >= 38 && text[0] == 1)) {
+		struct tls_hello hello = {};
+
+		hello.random = *(u64 *)(text + (offset ? 6 : 11));
+		hello.pid = call->pid;
+		hello.direction = direction;
+		tls_hellos.update(&hello, &call->socket);
+	}
+	record->kind = RECORD_HANDSHAKE;
+	record->direction = direction;
+	record->flags = 0;
+	record->reason = 0;
+	record->captured = wanted;
+	record->time_ns = call->time_ns;
+	record->socket = call->socket;
+	record->pid = call->pid;
+	record->tid = call->tid;
+	record->position = call->first_position;
+	record->length = wanted;
+	connection->announced = 1;
+	if (send_up(ledger, record, sizeof(*record) + wanted))
+		ledger->announcements_lost++;
+}
+
+
 /* A call on a connection of which it is not known what it speaks. */
+static __always_inline void decide(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+	struct connection *connection = connections.lookup(&w->call.socket);
+
+	if (!connection) {
+		account(ledger, ROW_NOT_HTTP, 1, w->call.total);
+		return;
+	}
+	first_segment(&w->call);
+	if (connection->verdict == VERDICT_UNDECIDED && w->call.kind != KIND_NO_BYTES && judge(w, connection, probe)) {
+		go_on(ctx, PROGRAM_DELIVER, probe);
+		account(ledger, ROW_LOST, 1, w->call.total);
+		return;
+	}
+	account(ledger, row_of_verdict(connection->verdict), 1, w->call.total);
+	if (!probe && connection->hello_left[w->call.direction & 1] && w->call.kind != KIND_NO_BYTES)
+		send_handshake(w, ledger, connection);
+}
+
 int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
 	struct workspace *w = find_workspace();
 	struct ledger *ledger = find_ledger();
-	struct connection *connection;
 
-	if (!w || !ledger)
-		return 0;
-	connection = connections.lookup(&w->call.socket);
-	if (connection) {
-		first_segment(&w->call);
-		if (w->call.kind != KIND_NO_BYTES && judge(w, connection)) {
-			programs.call(ctx, PROGRAM_DELIVER);
-			account(ledger, ROW_LOST, 1, w->call.total);
-			return 0;
-		}
-		account(ledger, row_of_verdict(connection->verdict), 1, w->call.total);
-		return 0;
+	if (w && ledger)
+		decide(ctx, w, ledger, 0);
+	return 0;
+}
+
+/* A system call on a socket, made inside of a library's call: that is the session's socket. */
+static __always_inline void note_socket(const void *registers, u32 pid, u32 tid, u64 inode) {
+	struct tls_caller caller = {.id = tid, .pid = pid};
+	struct tls_call *inside = tls_calls.lookup(&caller);
+	struct tls_frame *frame;
+
+	if (!inside || !inside->depth) {
+		if (!wrapped_processes.lookup(&pid))
+			return;
+		caller.id = goroutine_of_call(registers);
+		inside = tls_calls.lookup(&caller);
+		if (!inside || !inside->depth)
+			return;
 	}
-	account(ledger, ROW_NOT_HTTP, 1, w->call.total);
+	frame = &inside->frames[(inside->depth - 1) & (FRAMES - 1)];
+	if (!frame->socket)
+		frame->socket = inode;
+	else if (frame->socket != inode)
+		frame->socket = NO_SOCKET;
+}
+
+static __always_inline void send_notice(u32 kind, void *file, u64 address) {
+	struct notice notice = {};
+	void *inode = file ? read_pointer(file + OFFSET_file__f_inode) : 0;
+
+	notice.kind = kind;
+	notice.pid = bpf_get_current_pid_tgid() >> 32;
+	notice.address = address;
+	if (inode) {
+		notice.inode = read_u64(inode + OFFSET_inode__i_ino);
+		notice.device = read_u32(read_pointer(inode + OFFSET_inode__i_sb) + OFFSET_super_block__s_dev);
+	}
+	if (kind == NOTICE_MAPPED) {
+		struct file_id id = {.inode = notice.inode, .device = notice.device};
+		u8 one = 1;
+
+		if (told_files.lookup(&id))
+			return;
+		told_files.update(&id, &one);
+	}
+	if (notices.ringbuf_output(&notice, sizeof(notice), BPF_RB_NO_WAKEUP)) {
+		u32 zero = 0;
+		struct tls_counters *counters = tls_counts.lookup(&zero);
+
+		if (counters)
+			lock_xadd(&counters->notices_lost, 1);
+	}
+}
+
+#define PROT_EXEC 4
+
+/* mmap of a file that is to be executed. */
+static __always_inline int on_mapping(u64 address, u64 protection, u32 descriptor) {
+	void *file;
+
+	if (!(protection & PROT_EXEC))
+		return 0;
+	file = find_file(CURRENT_TASK(), descriptor);
+	if (file)
+		send_notice(NOTICE_MAPPED, file, address);
 	return 0;
 }
 
@@ -716,6 +872,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	case CALL_SPLICE:
 		direction = DIRECTION_SEND, kind = KIND_NO_BYTES, reason = REASON_SPLICE;
 		break;
+	case CALL_MMAP:
+		return on_mapping(result, arguments.third, arguments.fifth);
 	case CALL_CONNECT:
 		return on_new_socket(descriptor, ROLE_CLIENT);
 	case CALL_ACCEPT:
@@ -764,6 +922,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 
 	if (is_compat_call(task))
 		return 0;
+	if (connection->verdict != VERDICT_HTTP1 && result > 0)
+		note_socket((const void *)ctx->args[0], pid, LOAD_U32(task, OFFSET_task_struct__pid), inode);
 	w = find_workspace();
 	ledger = find_ledger();
 	if (!w || !ledger)
@@ -799,7 +959,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	}
 #endif
-	if (connection->verdict > VERDICT_HTTP1) {
+	if (connection->verdict > VERDICT_HTTP1 && !connection->hello_left[direction & 1]) {
 		account(ledger, row_of_verdict(connection->verdict), result > 0, result);
 		return 0;
 	}
@@ -844,12 +1004,26 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call->second = at;
 	call->third = arguments.third;
 	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;
-	programs.call(ctx, connection->verdict == VERDICT_UNDECIDED ? PROGRAM_JUDGE : PROGRAM_DELIVER);
+	programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
 	return 0;
 }
 
 /* --- the end of a TCP connection ----------------------------------------------------------------------------------- */
+
+/* The TLS inside of a socket that is gone. What was received has ended only if the peer said so: else it was cut short. */
+static __always_inline void close_plaintext(const void *sk, u64 inode) {
+	u64 inside = inode | SOCKET_TLS, now = bpf_ktime_get_ns();
+	struct connection *connection = connections.lookup(&inside);
+
+	if (!connection)
+		return;
+	if (fin_received(sk))
+		send_closed(inside, now, DIRECTION_RECV, 0, connection->count[DIRECTION_RECV]);
+	send_closed(inside, now, DIRECTION_BOTH, 1, connection->count[DIRECTION_SEND]);
+	connections.delete(&inside);
+	controls.delete(&inside);
+}
 
 /* sock:inet_sock_set_state(sk, old state, new state). A close leaves FIN_WAIT1 or LAST_ACK while the sock still has its
  * socket; a reset goes to CLOSE at once. */
@@ -874,7 +1048,11 @@ int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 	gone = (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
 	if (state == TCP_CLOSE && (before == TCP_FIN_WAIT2 || before == TCP_CLOSING || before == TCP_LAST_ACK))
 		gone = 0; /* it ended by itself; closed ones have no socket any more */
-	if (connection->owner) {
+	if (gone)
+		close_plaintext(sk, inode);
+	if (gone && connection->announced)
+		send_closed(inode, bpf_ktime_get_ns(), DIRECTION_BOTH, 1, 0);
+	else if (connection->owner) {
 		u64 now = bpf_ktime_get_ns();
 
 		send_closed(inode, now, gone ? DIRECTION_BOTH : DIRECTION_SEND, gone,
@@ -897,6 +1075,9 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx) {
 	u32 pid = bpf_get_current_pid_tgid() >> 32;
 
 	processes.delete(&pid);
+	wrapped_processes.delete(&pid);
+	send_notice(NOTICE_EXECUTED,
+		    read_pointer(read_pointer((void *)ctx->args[0] + OFFSET_task_struct__mm) + OFFSET_mm_struct__exe_file), 0);
 	return 0;
 }
 
@@ -909,6 +1090,8 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	processes.delete(&pid);
 	watched_pids.delete(&pid);
+	wrapped_processes.delete(&pid);
+	send_notice(NOTICE_EXITED, 0, 0);
 	return 0;
 }
 

@@ -39,6 +39,7 @@ class Config:
     no_raw_payload: bool = False
     redact: tuple[str, ...] = ()
     no_redact: bool = False
+    tls: bool = True
     duration: float | None = None
     count: int | None = None
     verbose: bool = False
@@ -100,6 +101,8 @@ class Option:
     """Means nothing to `replay`."""
     record_too: bool = False
     """Means something to `record`, which makes no records of its own."""
+    on: bool = False
+    """A switch that is on: ``--no-NAME`` turns it off."""
 
     @property
     def attribute(self) -> str:
@@ -126,6 +129,7 @@ OPTIONS: Final = (
     Option("no-raw-payload", None, "", "leave raw_payload out"),
     Option("redact", _text, "NAME", "one more name whose value is a secret", True),
     Option("no-redact", None, "", "write secrets as they are"),
+    Option("tls", None, "", "read TLS through the TLS libraries (on)", capture_only=True, record_too=True, on=True),
     Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True, record_too=True),
     Option("count", _whole(1, 1 << 62), "N", "stop after N records"),
     Option("verbose", None, "", "more of the agent's own log", short="v", record_too=True),
@@ -151,7 +155,11 @@ def add_options(parser: argparse.ArgumentParser, *, capture: bool, outputs: bool
         if (option.capture_only and not capture) or not (option.record_too or outputs):
             continue
         names = ([f"-{option.short}"] if option.short else []) + [f"--{option.name}"]
-        if option.convert is None:
+        if option.on:
+            parser.add_argument(
+                *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=option.help
+            )
+        elif option.convert is None:
             parser.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
         else:
             parser.add_argument(

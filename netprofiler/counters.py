@@ -80,6 +80,8 @@ class Counters:
     output_failed: int = 0
     not_wanted: int = 0
     """Messages that no output asked for (`--no-output`), or that came after `--count`."""
+    tls_unread: int = 0
+    """TLS connections that have ended and of which no plaintext was seen."""
     unpaired: int = 0
     """Responses whose request is not known."""
 

@@ -96,6 +96,20 @@ class Head:
     rendered: Any = None
 
 
+@dataclass(slots=True)
+class Tls:
+    """What is known of the TLS around a connection; None: not known."""
+
+    library: str
+    """Whose plaintext it is: ``go``, ``openssl``, ``boringssl``, ``gnutls``, ``nss``."""
+    version: str | None = None
+    cipher: str | None = None
+    sni: str | None = None
+    alpn_selected: str | None = None
+    alpn_offered: tuple[str, ...] = ()
+    """By the client: what was selected is one of them, where the server's answer is not visible (TLS 1.3)."""
+
+
 @dataclass(slots=True, eq=False)
 class Link:
     """One socket: what every message on it shares. Slots that sinks use to keep rendered text are theirs."""
@@ -112,6 +126,7 @@ class Link:
     """TCP: positions name bytes at both ends, so `hop` can be made of them."""
     passive: bool = False
     """From a packet capture: nobody's send or receive."""
+    tls: Tls | None = None
     rendered: dict[int, Any] = field(default_factory=dict)
 
 

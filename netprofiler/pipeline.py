@@ -17,7 +17,8 @@ from typing import Final
 from netprofiler import wire
 from netprofiler.connection import Command, Connection, Shared
 from netprofiler.counters import Counters
-from netprofiler.exchange import Link, Message, Process, Role
+from netprofiler.exchange import Link, Message, Process, Role, Tls
+from netprofiler.protocols.tls_handshake import Handshake
 
 CONNECTIONS_MAX: Final = 65_536
 """At about 5 KB each (docs/benchmarks.md) 330 MB; over it, the longest silent go."""
@@ -27,7 +28,26 @@ TICK_NS: Final = 50_000_000
 GRACE_NS: Final = 500_000_000
 """A connection that is gone is kept this long: its last bytes may reach the ring after its end."""
 
+HANDSHAKES_MAX: Final = 65_536
+"""TLS connections whose beginning was seen; over it, the oldest go, and their records say less of the TLS."""
+UNREAD_MAX: Final = 1024
+"""Processes with TLS connections that could not be read, by pid."""
+
 _ROLES: Final = {wire.ROLE_CLIENT: Role.CLIENT, wire.ROLE_SERVER: Role.SERVER}
+
+
+class _Outside:
+    """The ciphertext of one socket."""
+
+    __slots__ = ("client_direction", "handshake", "link", "pid")
+
+    def __init__(self, pid: int, client_direction: int) -> None:
+        self.pid = pid
+        self.client_direction = client_direction
+        """Whose bytes came first: a client speaks first."""
+        self.handshake = Handshake()
+        self.link: Link | None = None
+        """Of the plaintext inside, once that was seen."""
 
 
 class Pipeline:
@@ -48,6 +68,9 @@ class Pipeline:
         self.connections: dict[int, Connection] = {}
         self._gone: deque[tuple[int, int]] = deque()
         self._next_tick_ns = 0
+        self._outsides: dict[int, _Outside] = {}
+        self.unread: dict[int, int] = {}
+        """Processes (pid) → their TLS connections that have ended and of which no plaintext was seen."""
         self.unix_owners: dict[int, int] = {}
         """UNIX sockets (inode) that have an open connection here → the pid that used it last. The kernel side does not
         see these close: somebody has to look (sources/processes.py) and call `forget`."""
@@ -108,7 +131,7 @@ class Pipeline:
                     delivered.calls += flags & first
                     connection = connections.get(socket)
                     if connection is None:
-                        connection = self._add(socket, Link(f"sock:[{socket}]"), False, None, time_ns)
+                        connection = self._add(socket, Link(_name(socket)), False, None, time_ns)
                     payload = b"" if flags & file else batch[start : start + captured]
                     if (len(payload) != length and not reason) or reason >= reasons:
                         raise wire.MalformedRecord("a data record whose length is not that of its payload")
@@ -131,7 +154,10 @@ class Pipeline:
         match event:
             case wire.ConnectionOpened():
                 self._opened(event)
+            case wire.HandshakeCaptured():
+                self._handshake(event)
             case wire.ConnectionClosed():
+                self._end_outside(event.socket)
                 connection = self.connections.get(event.socket)
                 if connection is not None:
                     if event.gone and not connection.gone_ns:
@@ -162,24 +188,54 @@ class Pipeline:
             )
             if known and not connection.gone_ns:
                 if is_unix:
-                    self.unix_owners[event.socket] = event.pid
+                    self.unix_owners[event.socket & ~wire.SOCKET_TLS] = event.pid
                 return  # another process has it now
             self._remove(event.socket, event.time_ns)
         if is_unix:
-            self.unix_owners[event.socket] = event.pid
+            self.unix_owners[event.socket & ~wire.SOCKET_TLS] = event.pid
         link = Link(
-            f"tcp:[{event.socket}]" if event.passive else f"sock:[{event.socket}]",
+            f"tcp:[{event.socket}]" if event.passive else _name(event.socket),
             _ROLES.get(event.role),
-            None if is_unix else event.local_ip,
+            event.local_ip or None,
             event.local_port,
-            None if is_unix else event.remote_ip,
+            event.remote_ip or None,
             event.remote_port,
             event.unix_path or None,
             positions_are_sequence_numbers=not event.counted,
             passive=event.passive,
         )
         positions = (event.send_position, event.recv_position)
-        self._add(event.socket, link, event.fresh, positions, event.time_ns)
+        before = None
+        if event.socket & wire.SOCKET_TLS:
+            link.tls = Tls(wire.LIBRARIES[event.library])
+            socket = event.socket & ~wire.SOCKET_TLS
+            before = self.connections.get(socket)
+            outside = self._outsides.get(socket)
+            if outside is not None:
+                outside.link = link
+                if link.role is None:
+                    link.role = Role.CLIENT if outside.client_direction == wire.SEND else Role.SERVER
+                _tell(outside)
+        connection = self._add(event.socket, link, event.fresh, positions, event.time_ns)
+        if before is not None:  # the exchanges of a socket are numbered through: a proxy's CONNECT, then what is inside
+            connection.pairing.count = before.pairing.count
+
+    def _handshake(self, event: wire.HandshakeCaptured) -> None:
+        outside = self._outsides.get(event.socket)
+        if outside is None:
+            if len(self._outsides) >= HANDSHAKES_MAX:
+                self._end_outside(next(iter(self._outsides)))
+            outside = self._outsides[event.socket] = _Outside(event.pid, event.direction)
+        outside.handshake.feed(event.direction == outside.client_direction, event.payload)
+        if outside.link is not None:
+            _tell(outside)
+
+    def _end_outside(self, socket: int) -> None:
+        outside = self._outsides.pop(socket, None)
+        if outside is not None and outside.link is None:
+            self.shared.counters.tls_unread += 1
+            if outside.pid in self.unread or len(self.unread) < UNREAD_MAX:
+                self.unread[outside.pid] = self.unread.get(outside.pid, 0) + 1
 
     def _add(self, socket: int, link: Link, fresh: bool, positions: tuple[int, int] | None, now_ns: int) -> Connection:
         if len(self.connections) >= CONNECTIONS_MAX:
@@ -198,12 +254,14 @@ class Pipeline:
             self.shared.busy.discard(connection)
 
     def forget(self, socket: int, now_ns: int) -> None:
-        """A UNIX socket that is gone."""
-        connection = self.connections.get(socket)
-        if connection is not None:
-            if not connection.gone_ns:
-                self._gone.append((now_ns, socket))
-            connection.close(wire.BOTH, True, max(0, connection.readers[wire.SEND].next), now_ns)
+        """A UNIX socket that is gone, and the TLS inside of it."""
+        self._end_outside(socket)
+        for key in (socket, socket | wire.SOCKET_TLS):
+            connection = self.connections.get(key)
+            if connection is not None:
+                if not connection.gone_ns:
+                    self._gone.append((now_ns, key))
+                connection.close(wire.BOTH, True, max(0, connection.readers[wire.SEND].next), now_ns)
         self.unix_owners.pop(socket, None)
 
     def tick(self, now_ns: int) -> None:
@@ -228,3 +286,23 @@ class Pipeline:
         """The capture is over: what is in hand comes out as it is."""
         for socket in list(self.connections):
             self._remove(socket, now_ns)
+        for socket in list(self._outsides):
+            self._end_outside(socket)
+
+
+def _name(socket: int) -> str:
+    """Of the connection, in a record: what is inside of a socket is on that socket."""
+    if socket & wire.SOCKET_TLS and socket & wire.SOCKET_UNKNOWN:
+        return f"tls:[{socket & wire.SOCKET_UNKNOWN - 1:x}]"
+    return f"sock:[{socket & ~wire.SOCKET_TLS}]"
+
+
+def _tell(outside: _Outside) -> None:
+    """What the handshake said, to the connection inside."""
+    link, facts = outside.link, outside.handshake.facts
+    if link is None or link.tls is None:
+        return
+    link.tls = Tls(
+        link.tls.library, facts.version, facts.cipher, facts.sni, facts.alpn_selected, facts.alpn_offered
+    )
+    link.rendered.clear()

@@ -12,11 +12,11 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from netprofiler.errors import NetprofilerError
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 
 RING_HEADER_BYTES: Final = 8
 RING_BUSY: Final = 1 << 31
@@ -27,10 +27,17 @@ KIND_OPENED: Final = 1
 KIND_DATA: Final = 2
 KIND_CLOSED: Final = 3
 KIND_PROCESS: Final = 4
+KIND_HANDSHAKE: Final = 5
+"""Laid out as KIND_DATA: what a TLS connection begins with, as it is on the socket. Not part of what was delivered."""
 KIND_USER: Final = 128
 """From here on: made by the user side."""
 KIND_PASSIVE: Final = 128
 """Laid out as KIND_OPENED: a connection seen from outside, in a packet capture; nobody's socket."""
+
+SOCKET_TLS: Final = 1 << 63
+"""In the number of a socket: the plaintext inside of it."""
+SOCKET_UNKNOWN: Final = 1 << 62
+"""With SOCKET_TLS: which socket it is on is not known."""
 
 SEND: Final = 0
 RECV: Final = 1
@@ -55,6 +62,8 @@ FAMILY_IPV6: Final = 10
 
 UNIX_PATH_BYTES: Final = 108
 COMM_BYTES: Final = 16
+LIBRARIES: Final = ("", "go", "openssl", "boringssl", "gnutls", "nss")
+"""By `opened_record.library`."""
 FILE_NAME_BYTES: Final = 64
 FILE_NAMES: Final = 12
 FILE_MAGIC: Final = b"npfile\x01\x02"
@@ -68,6 +77,25 @@ FILE_SOURCE: Final = Struct("<8sQQIIII")
 
 RING_DATA: Final = Struct("<II" + DATA.format[1:])
 """A ring header and a data record in one read: for the hot path."""
+
+
+NOTICE: Final = Struct("<IIQQI4x")
+NOTICE_EXECUTED: Final = 1
+NOTICE_MAPPED: Final = 2
+NOTICE_EXITED: Final = 3
+
+
+class Notice(NamedTuple):
+    """What happened to a process; comes in a ring of its own, and is in no recording."""
+
+    kind: int
+    pid: int
+    inode: int
+    """NOTICE_EXECUTED, NOTICE_MAPPED: of the file."""
+    address: int
+    """NOTICE_MAPPED: where it was mapped."""
+    device: int
+    """Of the file system, as the kernel numbers it: major << 20 | minor."""
 
 
 class MalformedRecord(NetprofilerError):
@@ -96,7 +124,9 @@ class ConnectionOpened:
     send_position: int
     recv_position: int
     counted: bool
-    """Positions are a count of the kernel side's own, not TCP sequence numbers."""
+    """Positions are a count of the kernel side's own, and do not name the same bytes at the other end."""
+    library: int = 0
+    """Whose plaintext it is (LIBRARIES); 0: the socket's own bytes."""
     passive: bool = False
     """Seen from outside, in a packet capture: `pid` is 0, and "local" is who asked for the connection, or spoke first."""
 
@@ -114,6 +144,17 @@ class DataCaptured:
     length: int
     flags: int
     reason: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeCaptured:
+    """What was sent or received on a socket that speaks TLS, from its beginning."""
+
+    time_ns: int
+    socket: int
+    pid: int
+    direction: int
     payload: bytes
 
 
@@ -154,7 +195,7 @@ class FileSource:
     """The file's name and its parents', innermost first, as far as they were read."""
 
 
-Event = ConnectionOpened | DataCaptured | ConnectionClosed | ProcessSeen
+Event = ConnectionOpened | DataCaptured | HandshakeCaptured | ConnectionClosed | ProcessSeen
 
 
 def _address(raw: bytes) -> str:
@@ -175,8 +216,11 @@ def parse_opened(record: bytes) -> ConnectionOpened:
         )[:12]
     except Exception as error:
         raise MalformedRecord(f"a connection record of {len(record)} bytes") from error
-    send_position, recv_position, counted, path_length, path, _ = unpacked[12:]
+    send_position, recv_position, counted, path_length, path, library = unpacked[12:]
     is_unix = family == FAMILY_UNIX
+    has_addresses = family in (FAMILY_IPV4, FAMILY_IPV6)
+    if library >= len(LIBRARIES):
+        raise MalformedRecord(f"a connection of an unknown library {library}")
     return ConnectionOpened(
         time_ns=time_ns,
         socket=socket,
@@ -185,14 +229,15 @@ def parse_opened(record: bytes) -> ConnectionOpened:
         fresh=bool(fresh),
         family=family,
         network_namespace=namespace,
-        local_ip="" if is_unix else _address(local),
+        local_ip=_address(local) if has_addresses else "",
         local_port=local_port,
-        remote_ip="" if is_unix else _address(remote),
+        remote_ip=_address(remote) if has_addresses else "",
         remote_port=remote_port,
         unix_path=_unix_path(path[: min(path_length, UNIX_PATH_BYTES)]) if is_unix and path_length else "",
         send_position=send_position,
         recv_position=recv_position,
         counted=bool(counted),
+        library=library,
         passive=record[0] == KIND_PASSIVE,
     )
 
@@ -232,11 +277,18 @@ def parse_data(record: bytes) -> DataCaptured:
     return DataCaptured(time_ns, socket, pid, tid, direction, position, length, flags, reason, payload)
 
 
+def parse_handshake(record: bytes) -> HandshakeCaptured:
+    """One raw record of KIND_HANDSHAKE → the event."""
+    event = parse_data(record)
+    return HandshakeCaptured(event.time_ns, event.socket, event.pid, event.direction, event.payload)
+
+
 _PARSERS: Final[dict[int, Callable[[bytes], Event]]] = {
     KIND_OPENED: parse_opened,
     KIND_DATA: parse_data,
     KIND_CLOSED: parse_closed,
     KIND_PROCESS: parse_process,
+    KIND_HANDSHAKE: parse_handshake,
     KIND_PASSIVE: parse_opened,
 }
 
@@ -246,6 +298,11 @@ def parse(record: bytes) -> Event:
     if not record or record[0] not in _PARSERS:
         raise MalformedRecord(f"a record of unknown kind {record[0] if record else 'none'}")
     return _PARSERS[record[0]](record)
+
+
+def parse_notice(record: bytes) -> Notice:
+    """One raw record of the ring of notices."""
+    return Notice._make(NOTICE.unpack_from(record))
 
 
 def parse_file_source(payload: bytes) -> FileSource:
@@ -389,8 +446,17 @@ def build_opened(event: ConnectionOpened) -> bytes:
         event.counted,
         len(path),
         path,
-        0,
+        event.library,
     )
+
+
+def build_handshake(event: HandshakeCaptured) -> bytes:
+    """The event → a raw record."""
+    size = len(event.payload)
+    data = DATA.pack(
+        *(KIND_HANDSHAKE, event.direction, 0, 0, size, event.time_ns, event.socket, event.pid, event.pid, 0, size)
+    )
+    return data + event.payload
 
 
 def build_closed(event: ConnectionClosed) -> bytes:

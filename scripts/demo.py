@@ -1,12 +1,13 @@
-"""The demo: netprofiler watches a Go client talk to a Go server, neither of them changed.
+"""The demo: netprofiler watches a Go client talk to a Go server, in plaintext and over TLS, neither of them changed.
 
-It builds server/ and traffic/, runs them with the agent beside them, and shows one exchange as the log has it, the
-ledger, and where the log lies. Then it checks the log against what the two programs themselves say that they did:
+It builds server/ and traffic/, runs them with the agent beside them, and shows an exchange of each kind as the log has
+it, the ledger, and where the log lies. Then it checks the log against what the two programs themselves say that they did:
 
 1. every exchange is there four times, request and response as client and server saw them, joined by `exchange`
    (request and response of one process) and `hop` (the two ends' records of one message);
-2. each record has the keys that apply to it, in their order, and no others;
-3. methods, targets, statuses and body sizes are those of the client's summary and of the server's access log;
+2. each record has the keys that apply to it, in their order, and no others; `tls` is there on the port for TLS alone;
+3. methods, targets, statuses and body sizes are those of the client's summary and of the server's access log, and over
+   TLS the version, cipher, server name and protocol are those that the server negotiated;
 4. the ledger's rows sum to its totals, and nothing was lost.
 
 `make demo` runs it. Exit status 0 when all of that holds; 1, with what is missing, when not.
@@ -32,7 +33,7 @@ BUILD = ROOT / "build"
 DIRECTORY = BUILD / "demo"
 AGENT = ROOT / ".venv" / "bin" / "netprofiler"
 
-REQUESTS = 20  # two and a half times round the rotation of traffic/
+REQUESTS = 20  # each way; two and a half times round the rotation of traffic/
 DELAY_MS = 10
 READY_SECONDS = 10
 END_SECONDS = 10
@@ -46,10 +47,13 @@ KEY_ORDER = (
     "timestamp", "pid", "tid", "comm", "cmdline", "direction", "role",
     "source_ip", "source_port", "dest_ip", "dest_port", "bytes", "protocol",
     "method", "url", "status_code", "reason", "body", "body_bytes", "headers", "raw_payload",
-    "connection", "exchange", "hop", "ttfb_ms", "duration_ms", "completeness",
+    "tls", "connection", "exchange", "hop", "ttfb_ms", "duration_ms", "completeness",
     "source_container", "destination_container", "destination_type",
 )  # fmt: skip
-"""The keys that the demo's exchanges can have, in the log's order: TCP, no TLS, text bodies, nothing missing."""
+"""The keys that the demo's exchanges can have, in the log's order: TCP, text bodies, nothing missing."""
+
+TLS_KEYS = ("library", "version", "cipher", "sni", "alpn")
+"""The keys of `tls`. But for the first they are those of the access log's `tls`, too."""
 
 REQUEST_KEYS = {"method", "url"}
 RESPONSE_KEYS = {"status_code", "reason", "ttfb_ms", "duration_ms"}
@@ -71,8 +75,8 @@ class DemoError(Exception):
 class Evidence:
     """What the agent wrote, and what the two programs say themselves."""
 
-    port: int
-    """The server's."""
+    ports: dict[str, int]
+    """The server's, by scheme: `http`, `https`."""
     pids: dict[str, int]
     """By role: `client`, `server`."""
     records: list[Record]
@@ -113,7 +117,8 @@ def main() -> int:
         if len(problems) > PROBLEMS_SHOWN:
             print("  …", file=sys.stderr)
         return 1
-    print(f"demo: ok, {len(evidence.access_log)} exchanges, 4 records each")
+    over_tls = sum(scheme_of(line) == "https" for line in evidence.access_log)
+    print(f"demo: ok, {len(evidence.access_log)} exchanges, {over_tls} of them over TLS, 4 records each")
     return 0
 
 
@@ -158,32 +163,38 @@ def give_back() -> None:
 
 
 def run() -> Evidence:
-    """Server, agent, client; then all ended in the order in which nothing is cut off."""
+    """Server, client, agent; then all ended in the order in which nothing is cut off."""
     if not AGENT.exists():
         raise DemoError(f"there is no {AGENT.relative_to(ROOT)}: run `make install`")
     for path in DIRECTORY.iterdir():  # the agent appends
         path.unlink()
     with ExitStack() as stack:
-        # The server comes first: the agent finds processes that run already, and port 0 leaves no race for a port.
+        # The agent comes last: when it is ready, the processes that run already are probed. One that starts later is
+        # probed as soon as its binary is known, and by then it may have sent something. Port 0 leaves no race for a port.
         server = start(
-            stack, "server", "build/server", "-host", "127.0.0.1", "-port", "0", "-socket", "",
+            stack, "server", "build/server", "-host", "127.0.0.1", "-port", "0", "-tls-port", "0", "-socket", "",
             "-access-log", str(DIRECTORY / "access.log"),
         )  # fmt: skip
-        port = int(wait_for_line(server, "server", "listening tcp ").rpartition(":")[2])
+        ports = {
+            scheme: int(wait_for_line(server, "server", f"listening {kind} ").rpartition(":")[2])
+            for scheme, kind in (("http", "tcp"), ("https", "tls"))
+        }
+        traffic = start(
+            stack, "traffic", "build/traffic", "--host", "127.0.0.1", "--port", str(ports["http"]),
+            "--tls-port", str(ports["https"]), "--ca", "", "--hold", "--json",
+            "--requests", str(REQUESTS), "--delay-ms", str(DELAY_MS), held=True,
+        )  # fmt: skip
         agent = start(
             stack, "agent", str(AGENT), "--output", str(DIRECTORY / "http.log"),
-            "--ledger", str(DIRECTORY / "ledger.json"), "--port", str(port),
+            "--ledger", str(DIRECTORY / "ledger.json"), *(f"--port={port}" for port in ports.values()),
         )  # fmt: skip
         wait_for_line(agent, "agent", "ready")
-        traffic = start(
-            stack, "traffic", "build/traffic", "--host", "127.0.0.1", "--port", str(port), "--json",
-            "--requests", str(REQUESTS), "--delay-ms", str(DELAY_MS),
-        )  # fmt: skip
+        let_go(traffic)
         finish(traffic, "traffic", None, TRAFFIC_SECONDS)
         finish(server, "server", signal.SIGTERM)
         finish(agent, "agent", signal.SIGINT)
     return Evidence(
-        port=port,
+        ports=ports,
         pids={"client": traffic.pid, "server": server.pid},
         records=read_lines("http.log"),
         ledger=read_lines("ledger.json", whole=True)[0],
@@ -192,17 +203,27 @@ def run() -> Evidence:
     )
 
 
-def start(stack: ExitStack, name: str, *command: str) -> subprocess.Popen[bytes]:
-    """Start a program that the stack ends, whatever happens. Its output is in build/demo/NAME.out and NAME.err."""
+def start(stack: ExitStack, name: str, *command: str, held: bool = False) -> subprocess.Popen[bytes]:
+    """Start a program that the stack ends, whatever happens. Its output is in build/demo/NAME.out and NAME.err.
+
+    One that is held has a standard input that does not end before `let_go`.
+    """
     # A configuration of the user's own must not change what the demo shows.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("NETPROFILER_", "ADI_"))}
+    stdin = subprocess.PIPE if held else subprocess.DEVNULL
     with (DIRECTORY / f"{name}.out").open("wb") as out, (DIRECTORY / f"{name}.err").open("wb") as err:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=stdin, stdout=out, stderr=err)
     stack.callback(end, process)
     return process
 
 
+def let_go(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
+    let_go(process)
     if process.poll() is None:
         process.terminate()
         try:
@@ -269,9 +290,12 @@ def check(evidence: Evidence) -> Iterator[str]:
 def check_record(record: Record, evidence: Evidence) -> Iterator[str]:
     """One record by itself: its keys, and the values that can be known."""
     request = is_request(record)
+    port = record.get("dest_port" if request else "source_port")
     want = set(KEY_ORDER) - PLACE_KEYS - (RESPONSE_KEYS if request else REQUEST_KEYS)
     if not record.get("body_bytes"):
         want.discard("body")
+    if port != evidence.ports["https"]:
+        want.discard("tls")
     if missing := want - record.keys():
         yield f"without {', '.join(sorted(missing))}"
         return
@@ -287,8 +311,10 @@ def check_record(record: Record, evidence: Evidence) -> Iterator[str]:
         yield f"a {role} that does {record['direction']} a {kind(record)}"
     if record["pid"] != evidence.pids.get(role):
         yield f"{role} is pid {record['pid']}, not {evidence.pids.get(role)}"
-    if record["dest_port" if request else "source_port"] != evidence.port:
-        yield f"the server's port is not {evidence.port}"
+    if port not in evidence.ports.values():
+        yield f"the server's port {port} is none of {', '.join(map(str, evidence.ports.values()))}"
+    if "tls" in record:
+        yield from check_tls(record["tls"])
     if record["completeness"] != "complete":
         yield f"is {record['completeness']}, not complete"
     if record["bytes"] != len(record["raw_payload"].encode()):
@@ -299,14 +325,24 @@ def check_record(record: Record, evidence: Evidence) -> Iterator[str]:
         yield f"ttfb_ms {record['ttfb_ms']}, duration_ms {record['duration_ms']}"
 
 
+def check_tls(tls: dict[str, Any]) -> Iterator[str]:
+    """Its form; check_truth compares the values."""
+    if tls.get("library") != "go":
+        yield f"tls.library is {tls.get('library')}, not go"
+    if list(tls) != [key for key in TLS_KEYS if key in tls]:
+        yield f"keys of tls out of order, or others than {', '.join(TLS_KEYS)}: {', '.join(tls)}"
+    if unknown := [key for key, value in tls.items() if not value]:
+        yield f"says nothing in tls.{', tls.'.join(unknown)}: such a key is left out"
+
+
 def check_joins(records: list[Record]) -> Iterator[str]:
     """Two records an exchange, two records a hop, and both ways round the same four."""
     exchanges, hops = grouped(records, "exchange"), grouped(records, "hop")
     for name, group in exchanges.items():
         if sorted(map(kind, group)) != ["request", "response"]:
             yield f"exchange {name} has {counts(map(kind, group))}, not one request and one response"
-        elif any(group[0].get(key) != group[1].get(key) for key in ("pid", "role", "connection")):
-            yield f"exchange {name} joins two processes, roles or connections"
+        elif any(group[0].get(key) != group[1].get(key) for key in ("pid", "role", "connection", "tls")):
+            yield f"exchange {name} joins two processes, roles, connections, or what is said of their TLS"
     for name, group in hops.items():
         ends = [f"{record.get('role')}'s {kind(record)}" for record in group]
         if len(group) != 2 or sorted(record.get("role", "") for record in group) != ["client", "server"]:
@@ -323,22 +359,28 @@ def check_joins(records: list[Record]) -> Iterator[str]:
 
 def check_truth(evidence: Evidence) -> Iterator[str]:
     """The log against the client's summary and the server's access log."""
-    expected = evidence.summary["requests"]
-    if expected != REQUESTS or len(evidence.access_log) != REQUESTS:
-        yield f"{REQUESTS} requests asked for, {expected} sent, {len(evidence.access_log)} answered by the server"
+    rows, expected = evidence.summary["rows"], evidence.summary["requests"]
+    for scheme in evidence.ports:
+        sent = sum(row["count"] for row in rows if row["scheme"] == scheme)
+        answered = sum(scheme_of(line) == scheme for line in evidence.access_log)
+        if sent != REQUESTS or answered != REQUESTS:
+            yield f"{scheme}: {REQUESTS} requests asked for, {sent} sent, {answered} answered by the server"
     if len(evidence.records) != 4 * expected:
         yield f"{len(evidence.records)} records of {expected} exchanges, not {4 * expected}"
-    sent = Counter({(row["method"], row["path"], row["status"]): row["count"] for row in evidence.summary["rows"]})
+    asked = Counter({(row["scheme"], row["method"], row["path"], row["status"]): row["count"] for row in rows})
     served = Counter(
-        (line["method"], line["target"], line["status"], line["request_body_bytes"], line["response_body_bytes"])
+        (
+            scheme_of(line), line["method"], line["target"], line["status"],
+            line["request_body_bytes"], line["response_body_bytes"], agreed(line),
+        )
         for line in evidence.access_log
-    )
+    )  # fmt: skip
     for role in ("client", "server"):
         logged = Counter(facts(evidence.records, role))
         by_path: Counter[tuple[Any, ...]] = Counter()
-        for (method, target, status, _, _), count in logged.items():
-            by_path[method, str(target).partition("?")[0], status] += count
-        yield from differences(f"as {role}, against the client's summary", by_path, sent)
+        for (scheme, method, target, status, *_), count in logged.items():
+            by_path[scheme, method, str(target).partition("?")[0], status] += count
+        yield from differences(f"as {role}, against the client's summary", by_path, asked)
         yield from differences(f"as {role}, against the server's access log", logged, served)
 
 
@@ -361,6 +403,17 @@ def check_ledger(evidence: Evidence) -> Iterator[str]:
         yield f"ledger: {written} records written, the log has {len(evidence.records)}"
     if recorded != (in_log := sum(record.get("bytes", 0) for record in evidence.records)):
         yield f"ledger: {recorded} bytes recorded, the messages in the log have {in_log}"
+
+
+def scheme_of(line: dict[str, Any]) -> str:
+    """Of a record, or of a line of the access log."""
+    return "https" if "tls" in line else "http"
+
+
+def agreed(line: dict[str, Any]) -> str:
+    """What the two ends negotiated, of a record or of a line of the access log; empty in plaintext."""
+    tls = line.get("tls", {})
+    return ", ".join(f"{key} {tls[key]}" for key in TLS_KEYS if key in tls and key != "library")
 
 
 def is_request(record: Record) -> bool:
@@ -397,13 +450,13 @@ def four(exchange: list[Record], hops: dict[str, list[Record]]) -> list[Record]:
 
 
 def facts(records: list[Record], role: str) -> Iterator[tuple[Any, ...]]:
-    """Method, target, status and the sizes of both bodies, of each exchange that one side saw whole."""
+    """Scheme, method, target, status, the sizes of both bodies, and TLS, of each exchange that one side saw whole."""
     for group in grouped([record for record in records if record.get("role") == role], "exchange").values():
         if sorted(map(kind, group)) == ["request", "response"]:
             request, response = sorted(group, key=kind)
             yield (
-                request["method"], request.get("url"), response.get("status_code"),
-                request.get("body_bytes"), response.get("body_bytes"),
+                scheme_of(request), request["method"], request.get("url"), response.get("status_code"),
+                request.get("body_bytes"), response.get("body_bytes"), agreed(request),
             )  # fmt: skip
 
 
@@ -430,17 +483,25 @@ def ledger_tables(ledger: dict[str, Any]) -> dict[str, tuple[int, dict[str, int]
 
 def show(evidence: Evidence) -> None:
     log = (DIRECTORY / "http.log").relative_to(ROOT)
-    print(f"A Go client sent {evidence.summary['requests']} requests to a Go server; netprofiler watched from outside.")
-    print(f"It wrote {len(evidence.records)} records. These four are one exchange, shortened:")
-    for record in specimen(evidence.records):
+    requests = evidence.summary["requests"]
+    over_tls = sum(row["count"] for row in evidence.summary["rows"] if row["scheme"] == "https")
+    print(
+        f"A Go client sent {requests} requests to a Go server, {over_tls} of them over TLS; neither of the two was changed."
+    )
+    print(f"netprofiler wrote {len(evidence.records)} records. These four are one exchange in plaintext, shortened:")
+    for record in specimen(evidence.records, "http"):
         show_record(record)
-    print("\nThe ledger: every byte that the kernel saw on that port, and what became of it")
+    print("\nAnd these four are one over TLS:")
+    for record in specimen(evidence.records, "https"):
+        show_record(record)
+    print("\nThe ledger: every byte that the kernel saw on those ports, and what became of it")
     show_ledger(evidence.ledger)
     print(f"\nThe log: {log}    all keys of a record: head -1 {log} | python3 -m json.tool\n")
 
 
-def specimen(records: list[Record]) -> list[Record]:
+def specimen(records: list[Record], scheme: str) -> list[Record]:
     """The four records of a POST /echo, or what there is of it."""
+    records = [record for record in records if scheme_of(record) == scheme]
     exchanges, hops = grouped(records, "exchange"), grouped(records, "hop")
     found = [
         four(group, hops)
@@ -453,6 +514,7 @@ def specimen(records: list[Record]) -> list[Record]:
 SHOWN = (
     ("timestamp", "pid", "comm", "direction", "role"),
     ("method", "url", "status_code", "reason", "body", "duration_ms"),
+    ("tls",),
     ("exchange", "hop"),
 )
 """The keys that a specimen shows, by line."""

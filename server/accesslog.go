@@ -1,9 +1,11 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -19,6 +21,27 @@ type entry struct {
 	Status            int       `json:"status"` // the final one
 	RequestBodyBytes  int64     `json:"request_body_bytes"`
 	ResponseBodyBytes int64     `json:"response_body_bytes"`
+	TLS               *tlsFacts `json:"tls,omitempty"` // absent in plaintext
+}
+
+// tlsFacts is what client and server agreed on, named as in the profiler's record.
+type tlsFacts struct {
+	Version string `json:"version"` // "1.3"
+	Cipher  string `json:"cipher"`  // IANA's name
+	SNI     string `json:"sni,omitempty"`
+	ALPN    string `json:"alpn,omitempty"`
+}
+
+func tlsFactsOf(state *tls.ConnectionState) *tlsFacts {
+	if state == nil {
+		return nil
+	}
+	return &tlsFacts{
+		Version: strings.TrimPrefix(tls.VersionName(state.Version), "TLS "),
+		Cipher:  tls.CipherSuiteName(state.CipherSuite),
+		SNI:     state.ServerName,
+		ALPN:    state.NegotiatedProtocol,
+	}
 }
 
 // accessLog writes one JSON line per request. A line is out before net/http
@@ -54,6 +77,7 @@ func (l *accessLog) wrap(next http.Handler) http.Handler {
 			Status:            answer.status,
 			RequestBodyBytes:  body.count,
 			ResponseBodyBytes: answer.count,
+			TLS:               tlsFactsOf(r.TLS),
 		})
 	})
 }

@@ -1,16 +1,19 @@
 // Command server is the HTTP service of the demo and of the tests.
 //
 // It serves every shape of HTTP/1.1 exchange that a test wants to see again in
-// the profiler's log, and keeps the truth to compare with: an access log of one
-// JSON line per request. What answers where is the table in handlers.go.
+// the profiler's log, in plaintext and over TLS, and keeps the truth to compare
+// with: an access log of one JSON line per request. What answers where is the
+// table in handlers.go.
 //
 // Standard output carries nothing but the access log; what it listens on goes to
-// standard error as "listening tcp 127.0.0.1:8080", one line a listener, so that
-// a script can ask for port 0 and read the port that it got.
+// standard error as "listening tcp 127.0.0.1:8080", "listening tls …" and
+// "listening unix …", one line a listener, so that a script can ask for port 0
+// and read the port that it got.
 package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -36,6 +39,7 @@ const (
 type config struct {
 	host      string // "" is every address
 	port      string // "0" lets the kernel choose
+	tlsPort   string // the same, for HTTPS; "" for none
 	socket    string // path of a UNIX socket to listen on as well; "" for none
 	accessLog string // file, appended to; "" is standard output
 }
@@ -58,15 +62,18 @@ func main() {
 
 // parse reads the flags; the environment holds their defaults.
 func parse(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
-	port := getenv("HTTP_PORT")
-	if port == "" {
-		port = "8080"
+	text := func(name, otherwise string) string {
+		if value := getenv(name); value != "" {
+			return value
+		}
+		return otherwise
 	}
 	var cfg config
 	flags := flag.NewFlagSet("server", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&cfg.host, "host", getenv("HTTP_HOST"), "address to listen on; all when empty (HTTP_HOST)")
-	flags.StringVar(&cfg.port, "port", port, "TCP port; 0 chooses a free one (HTTP_PORT)")
+	flags.StringVar(&cfg.port, "port", text("HTTP_PORT", "8080"), "TCP port; 0 chooses a free one (HTTP_PORT)")
+	flags.StringVar(&cfg.tlsPort, "tls-port", text("HTTPS_PORT", "8443"), "TCP port for HTTPS; 0 chooses a free one, none when empty (HTTPS_PORT)")
 	flags.StringVar(&cfg.socket, "socket", getenv("HTTP_SOCKET"), "UNIX socket to listen on as well (HTTP_SOCKET)")
 	flags.StringVar(&cfg.accessLog, "access-log", getenv("ACCESS_LOG"), "file for the access log; standard output when empty (ACCESS_LOG)")
 	return cfg, flags.Parse(args)
@@ -83,52 +90,101 @@ func run(ctx context.Context, cfg config, stdout, stderr io.Writer) error {
 		defer file.Close()
 		out = file
 	}
+	var certificate tls.Certificate
+	if cfg.tlsPort != "" {
+		var err error
+		if certificate, err = selfSigned(time.Now()); err != nil {
+			return err
+		}
+	}
 	listeners, err := listen(cfg)
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
-		Handler:           newAccessLog(out).wrap(routes()),
-		ReadHeaderTimeout: readHeaderTimeout,
+	handler := newAccessLog(out).wrap(routes())
+	// Two servers: one that serves both ways configures HTTP/2 by whichever comes first.
+	plain := &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}
+	secure := &http.Server{
+		Handler: handler, ReadHeaderTimeout: readHeaderTimeout,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}},
 	}
 	failed := make(chan error, len(listeners))
-	for _, listener := range listeners {
-		address := listener.Addr()
-		fmt.Fprintf(stderr, "listening %s %s\n", address.Network(), address)
-		go func(listener net.Listener) { failed <- server.Serve(listener) }(listener)
+	for _, l := range listeners {
+		fmt.Fprintf(stderr, "listening %s %s\n", l.kind, l.Addr())
+		go func(l listener) {
+			if l.kind == "tls" {
+				failed <- secure.ServeTLS(l, "", "") // no files: the certificate is in TLSConfig
+			} else {
+				failed <- plain.Serve(l)
+			}
+		}(l)
 	}
 	select {
 	case err := <-failed:
-		server.Close()
+		plain.Close()
+		secure.Close()
 		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
-	defer cancel()
-	if err := server.Shutdown(grace); err != nil {
-		server.Close()
-		return fmt.Errorf("requests were still open %v after the signal", shutdownGrace)
-	}
-	return nil
+	return shutdown(plain, secure)
 }
 
-// listen opens the TCP listener and, when one is asked for, the UNIX socket.
-func listen(cfg config) ([]net.Listener, error) {
-	tcp, err := net.Listen("tcp", net.JoinHostPort(cfg.host, cfg.port))
-	if err != nil {
-		return nil, err
+// shutdown lets requests in flight finish, on all servers at once.
+func shutdown(servers ...*http.Server) error {
+	grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+	defer cancel()
+	ended := make(chan error, len(servers))
+	for _, server := range servers {
+		go func(server *http.Server) { ended <- server.Shutdown(grace) }(server)
 	}
-	if cfg.socket == "" {
-		return []net.Listener{tcp}, nil
+	var late error
+	for range servers {
+		if err := <-ended; err != nil {
+			late = fmt.Errorf("requests were still open %v after the signal", shutdownGrace)
+		}
 	}
-	// A server that was killed leaves its socket behind, and bind(2) refuses it.
-	if info, err := os.Lstat(cfg.socket); err == nil && info.Mode().Type() == fs.ModeSocket {
-		os.Remove(cfg.socket)
+	for _, server := range servers {
+		server.Close()
 	}
-	unix, err := net.Listen("unix", cfg.socket)
-	if err != nil {
-		tcp.Close()
-		return nil, err
+	return late
+}
+
+// listener is a way in: "tcp", "tls" or "unix".
+type listener struct {
+	net.Listener
+	kind string
+}
+
+// listen opens what is asked for, all of it or nothing. The port for plaintext
+// comes last: who can connect to it can connect to the others.
+func listen(cfg config) (opened []listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range opened {
+				l.Close()
+			}
+		}
+	}()
+	open := func(kind, network, address string) error {
+		l, err := net.Listen(network, address)
+		if err == nil {
+			opened = append(opened, listener{l, kind})
+		}
+		return err
 	}
-	return []net.Listener{tcp, unix}, nil
+	if cfg.socket != "" {
+		// A server that was killed leaves its socket behind, and bind(2) refuses it.
+		if info, err := os.Lstat(cfg.socket); err == nil && info.Mode().Type() == fs.ModeSocket {
+			os.Remove(cfg.socket)
+		}
+		if err := open("unix", "unix", cfg.socket); err != nil {
+			return opened, err
+		}
+	}
+	if cfg.tlsPort != "" {
+		if err := open("tls", "tcp", net.JoinHostPort(cfg.host, cfg.tlsPort)); err != nil {
+			return opened, err
+		}
+	}
+	return opened, open("tcp", "tcp", net.JoinHostPort(cfg.host, cfg.port))
 }

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -163,16 +166,19 @@ func TestEarlyHintsComeFirst(t *testing.T) {
 }
 
 func TestParseTakesTheEnvironmentAsDefault(t *testing.T) {
-	environment := map[string]string{"HTTP_PORT": "81", "HTTP_HOST": "::1", "HTTP_SOCKET": "/s", "ACCESS_LOG": "/l"}
+	environment := map[string]string{
+		"HTTP_PORT": "81", "HTTPS_PORT": "444", "HTTP_HOST": "::1", "HTTP_SOCKET": "/s", "ACCESS_LOG": "/l",
+	}
 	getenv := func(name string) string { return environment[name] }
 	for _, test := range []struct {
 		args   []string
 		getenv func(string) string
 		want   config
 	}{
-		{nil, func(string) string { return "" }, config{port: "8080"}},
-		{nil, getenv, config{"::1", "81", "/s", "/l"}},
-		{[]string{"-port", "82", "-socket", ""}, getenv, config{"::1", "82", "", "/l"}},
+		{nil, func(string) string { return "" }, config{port: "8080", tlsPort: "8443"}},
+		{nil, getenv, config{"::1", "81", "444", "/s", "/l"}},
+		{[]string{"-port", "82", "-tls-port", "445", "-socket", ""}, getenv, config{"::1", "82", "445", "", "/l"}},
+		{[]string{"-tls-port", ""}, getenv, config{"::1", "81", "", "/s", "/l"}},
 	} {
 		if got, err := parse(test.args, test.getenv, io.Discard); err != nil || got != test.want {
 			t.Errorf("%v: got %+v, %v", test.args, got, err)
@@ -183,12 +189,12 @@ func TestParseTakesTheEnvironmentAsDefault(t *testing.T) {
 	}
 }
 
-// TestRun serves on a free port and on a UNIX socket, and shuts down while a
-// request is in flight, which is answered.
+// TestRun serves on free ports, in plaintext and over TLS, and on a UNIX socket,
+// and shuts down while a request is in flight each way, which is answered.
 func TestRun(t *testing.T) {
 	dir := t.TempDir()
 	cfg := config{
-		host: "127.0.0.1", port: "0",
+		host: "127.0.0.1", port: "0", tlsPort: "0",
 		socket: filepath.Join(dir, "http.sock"), accessLog: filepath.Join(dir, "access.log"),
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -197,13 +203,15 @@ func TestRun(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, cfg, io.Discard, write) }()
 
-	var tcp, unix string
+	var tcp, secure, unix string
 	lines := bufio.NewReader(stderr)
-	if _, err := fmt.Fscanf(lines, "listening tcp %s\n", &tcp); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Fscanf(lines, "listening unix %s\n", &unix); err != nil {
-		t.Fatal(err)
+	for _, want := range []struct {
+		kind    string
+		address *string
+	}{{"unix", &unix}, {"tls", &secure}, {"tcp", &tcp}} {
+		if _, err := fmt.Fscanf(lines, "listening "+want.kind+" %s\n", want.address); err != nil {
+			t.Fatal(err)
+		}
 	}
 	overSocket := http.Client{Transport: &http.Transport{
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", unix) },
@@ -212,22 +220,122 @@ func TestRun(t *testing.T) {
 		t.Fatalf("over the UNIX socket: %v, %v", response, err)
 	}
 
-	answered := make(chan error, 1)
-	connected := make(chan struct{})
-	go func() {
-		trace := &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { close(connected) }}
-		request, _ := http.NewRequestWithContext(
-			httptrace.WithClientTrace(context.Background(), trace), "GET", "http://"+tcp+"/slow?ms=300", nil)
-		_, err := http.DefaultClient.Do(request)
-		answered <- err
-	}()
+	insecure := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	answered := make(chan error, 2)
+	connected := make(chan struct{}, 2)
+	for _, origin := range []string{"http://" + tcp, "https://" + secure} {
+		go func(origin string) {
+			trace := &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { connected <- struct{}{} }}
+			request, _ := http.NewRequestWithContext(
+				httptrace.WithClientTrace(context.Background(), trace), "GET", origin+"/slow?ms=300", nil)
+			_, err := insecure.Do(request)
+			answered <- err
+		}(origin)
+	}
 	<-connected
-	time.Sleep(50 * time.Millisecond) // for the server to read the request
+	<-connected
+	time.Sleep(50 * time.Millisecond) // for the server to read the requests
 	stop()
-	if err := <-answered; err != nil {
-		t.Errorf("in flight at the signal: %v", err)
+	for range [2]int{} {
+		if err := <-answered; err != nil {
+			t.Errorf("in flight at the signal: %v", err)
+		}
 	}
 	if err := <-done; err != nil {
 		t.Errorf("run: %v", err)
+	}
+
+	log, err := os.ReadFile(cfg.accessLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := map[string]int{}
+	for _, text := range strings.Split(strings.TrimSpace(string(log)), "\n") {
+		var line struct{ TLS *tlsFacts }
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			t.Fatal(err)
+		}
+		if line.TLS == nil {
+			ways["plain"]++
+		} else if *line.TLS == (tlsFacts{Version: "1.3", Cipher: line.TLS.Cipher}) && strings.HasPrefix(line.TLS.Cipher, "TLS_") {
+			ways["tls"]++ // no server name for an address, no protocol by ALPN
+		}
+	}
+	if ways["plain"] != 2 || ways["tls"] != 1 {
+		t.Errorf("got %v of\n%s", ways, log)
+	}
+}
+
+// TestListenOpensAllOrNothing asks for a port that is taken.
+func TestListenOpensAllOrNothing(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	socket := filepath.Join(t.TempDir(), "http.sock")
+	for _, cfg := range []config{
+		{host: "127.0.0.1", port: port, tlsPort: "0", socket: socket},
+		{host: "127.0.0.1", port: "0", tlsPort: port, socket: socket},
+	} {
+		if _, err := listen(cfg); err == nil {
+			t.Errorf("%+v passed", cfg)
+		}
+		if _, err := os.Stat(socket); err == nil {
+			t.Error("the UNIX socket is still there")
+		}
+	}
+}
+
+// TestTheAccessLogTellsWhatWasAgreedOn compares it with what the client says.
+func TestTheAccessLogTellsWhatWasAgreedOn(t *testing.T) {
+	certificate, err := selfSigned(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	for _, test := range []struct {
+		name      string
+		version   uint16
+		protocols []string
+		want      tlsFacts
+	}{
+		{"localhost", tls.VersionTLS13, nil, tlsFacts{Version: "1.3", SNI: "localhost"}},
+		{"server", tls.VersionTLS12, nil, tlsFacts{Version: "1.2", SNI: "server"}},
+		{"127.0.0.1", tls.VersionTLS13, []string{"http/1.1"}, tlsFacts{Version: "1.3", ALPN: "http/1.1"}},
+		{"::1", tls.VersionTLS12, []string{"h2", "http/1.1"}, tlsFacts{Version: "1.2", ALPN: "h2"}},
+	} {
+		var logged bytes.Buffer
+		server := httptest.NewUnstartedServer(newAccessLog(&logged).wrap(routes()))
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}}
+		server.EnableHTTP2 = true
+		server.StartTLS()
+		transport := &http.Transport{
+			ForceAttemptHTTP2: len(test.protocols) == 2,
+			TLSClientConfig: &tls.Config{
+				RootCAs: roots, ServerName: test.name, NextProtos: test.protocols, MaxVersion: test.version,
+			},
+		}
+		response, err := (&http.Client{Transport: transport}).Get(server.URL + "/healthz")
+		if err != nil {
+			t.Fatalf("%s: %v", test.name, err)
+		}
+		response.Body.Close()
+		transport.CloseIdleConnections()
+		server.Close()
+		var line entry
+		if err := json.Unmarshal(logged.Bytes(), &line); err != nil {
+			t.Fatalf("access log %q: %v", logged.String(), err)
+		}
+		test.want.Cipher = tls.CipherSuiteName(response.TLS.CipherSuite)
+		if line.TLS == nil || *line.TLS != test.want {
+			t.Errorf("%s: got %+v, want %+v", test.name, line.TLS, test.want)
+		}
 	}
 }

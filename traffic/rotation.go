@@ -70,8 +70,8 @@ func callFor(i int, seed int64) call {
 	return c
 }
 
-func (c call) request(address string) (*http.Request, error) {
-	target := "http://" + address + c.path
+func (c call) request(origin string) (*http.Request, error) {
+	target := origin + c.path
 	if c.query != "" {
 		target += "?" + c.query
 	}

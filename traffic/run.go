@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,52 +13,72 @@ import (
 // requestTimeout is far more than any answer here takes.
 const requestTimeout = 30 * time.Second
 
-// run sends cfg.requests requests over cfg.concurrency connections that are kept
-// open. When ctx ends it starts no more, and waits for those in flight.
-func run(ctx context.Context, cfg config) *summary {
+// job is one request to send.
+type job struct {
+	number int
+	scheme scheme
+}
+
+// run sends cfg.requests requests each way over cfg.concurrency connections that
+// are kept open. When ctx ends it starts no more, and waits for those in flight.
+func run(ctx context.Context, cfg config, trust *tls.Config) *summary {
 	transport := &http.Transport{ // no Proxy: the environment's is not meant for this
 		MaxIdleConnsPerHost: cfg.concurrency,
 		MaxConnsPerHost:     cfg.concurrency,
+		// With a TLSClientConfig, and no ForceAttemptHTTP2, it speaks HTTP/1.1 and offers no protocol by ALPN.
+		TLSClientConfig: trust,
 	}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: requestTimeout}
 
 	result := newSummary()
-	numbers := make(chan int)
+	jobs := make(chan job)
 	var workers sync.WaitGroup
 	for i := 0; i < cfg.concurrency; i++ {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
-			for number := range numbers {
-				c := callFor(number, cfg.seed)
-				result.add(c, send(client, cfg.address(), c))
+			for j := range jobs {
+				c := callFor(j.number, cfg.seed)
+				result.add(j.scheme, c, send(client, string(j.scheme)+"://"+cfg.address(j.scheme), c))
 			}
 		}()
 	}
-	dispatch(ctx, cfg, numbers)
+	dispatch(ctx, cfg, jobs)
 	workers.Wait()
 	result.finish()
 	return result
 }
 
-// dispatch hands out the numbers of the requests, cfg.delay apart.
-func dispatch(ctx context.Context, cfg config, numbers chan<- int) {
-	defer close(numbers)
-	for i := 0; i < cfg.requests && ctx.Err() == nil; i++ {
-		select {
-		case numbers <- i:
-		case <-ctx.Done():
-			return
+// dispatch hands out the requests, cfg.delay apart, each in plaintext and then
+// over TLS.
+func dispatch(ctx context.Context, cfg config, jobs chan<- job) {
+	defer close(jobs)
+	delay := time.Duration(0) // none before the first
+	for i := 0; i < cfg.requests; i++ {
+		for _, s := range cfg.schemes() {
+			if !pause(ctx, delay) {
+				return
+			}
+			delay = cfg.delay
+			select {
+			case jobs <- job{i, s}:
+			case <-ctx.Done():
+				return
+			}
 		}
-		if cfg.delay == 0 || i == cfg.requests-1 {
-			continue
-		}
+	}
+}
+
+// pause waits, and reports false when ctx ended meanwhile.
+func pause(ctx context.Context, delay time.Duration) bool {
+	if delay > 0 {
 		select {
-		case <-time.After(cfg.delay):
+		case <-time.After(delay):
 		case <-ctx.Done():
 		}
 	}
+	return ctx.Err() == nil
 }
 
 // outcome is what became of one request.
@@ -68,8 +89,8 @@ type outcome struct {
 	err          error
 }
 
-func send(client *http.Client, address string, c call) outcome {
-	request, err := c.request(address)
+func send(client *http.Client, origin string, c call) outcome {
+	request, err := c.request(origin)
 	if err != nil {
 		return outcome{err: err}
 	}

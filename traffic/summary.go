@@ -15,6 +15,7 @@ const maxFailures = 10
 
 // key is what requests are counted by.
 type key struct {
+	scheme       scheme
 	method, path string
 	status       int
 }
@@ -45,6 +46,7 @@ type report struct {
 
 // row is one line of the report.
 type row struct {
+	Scheme            scheme `json:"scheme"`
 	Method            string `json:"method"`
 	Path              string `json:"path"`
 	Status            int    `json:"status"` // 0: no answer
@@ -57,13 +59,13 @@ func newSummary() *summary {
 	return &summary{start: time.Now(), rows: map[key]*row{}}
 }
 
-func (s *summary) add(c call, o outcome) {
+func (s *summary) add(way scheme, c call, o outcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := key{c.method, c.path, o.status}
+	k := key{way, c.method, c.path, o.status}
 	r := s.rows[k]
 	if r == nil {
-		r = &row{Method: c.method, Path: c.path, Status: o.status}
+		r = &row{Scheme: way, Method: c.method, Path: c.path, Status: o.status}
 		s.rows[k] = r
 	}
 	r.Count++
@@ -73,7 +75,7 @@ func (s *summary) add(c call, o outcome) {
 	if o.err != nil {
 		s.errors++
 		if len(s.failures) < maxFailures {
-			s.failures = append(s.failures, fmt.Sprintf("%s %s: %v", c.method, c.path, o.err))
+			s.failures = append(s.failures, fmt.Sprintf("%s %s %s: %v", way, c.method, c.path, o.err))
 		}
 	}
 }
@@ -93,6 +95,9 @@ func (s *summary) report() report {
 	}
 	sort.Slice(r.Rows, func(i, j int) bool {
 		a, b := r.Rows[i], r.Rows[j]
+		if a.Scheme != b.Scheme {
+			return a.Scheme < b.Scheme
+		}
 		if a.Path != b.Path {
 			return a.Path < b.Path
 		}
@@ -125,7 +130,7 @@ func (r report) writeText(out io.Writer) error {
 		if row.Status != 0 {
 			status = strconv.Itoa(row.Status)
 		}
-		fmt.Fprintf(out, "  %-4s %-9s %4s %6d\n", row.Method, row.Path, status, row.Count)
+		fmt.Fprintf(out, "  %-5s %-4s %-9s %4s %6d\n", row.Scheme, row.Method, row.Path, status, row.Count)
 	}
 	for _, failure := range r.Failures {
 		fmt.Fprintln(out, "  failed:", failure)

@@ -3,12 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +65,7 @@ func serve(t *testing.T, handler http.HandlerFunc) (config, func() int) {
 
 func TestRunCountsWhatItSent(t *testing.T) {
 	cfg, connections := serve(t, answer)
-	report := run(context.Background(), cfg).report()
+	report := run(context.Background(), cfg, nil).report()
 	if report.Requests != 23 || report.Errors != 0 || len(report.Rows) != len(rotation) {
 		t.Errorf("got %+v", report)
 	}
@@ -80,11 +84,99 @@ func TestRunCountsWhatItSent(t *testing.T) {
 	}
 }
 
+// TestRunSendsEachRequestBothWays also sees what the client says in its hello.
+func TestRunSendsEachRequestBothWays(t *testing.T) {
+	cfg, connections := serve(t, answer)
+	var mu sync.Mutex
+	hellos := map[string]int{}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(answer))
+	server.EnableHTTP2 = true
+	server.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		hellos[fmt.Sprintf("%q %q", hello.ServerName, hello.SupportedProtos)]++
+		return nil, nil
+	}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	_, cfg.tlsPort, _ = net.SplitHostPort(server.Listener.Addr().String())
+	trust, err := cfg.tlsConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := run(context.Background(), cfg, trust).report()
+	if report.Requests != 46 || report.Errors != 0 || len(report.Rows) != 2*len(rotation) {
+		t.Errorf("got %+v", report)
+	}
+	rows := map[row]int{}
+	totals := map[scheme]int{}
+	for _, row := range report.Rows {
+		totals[row.Scheme] += row.Count
+		row.Scheme = ""
+		rows[row]++
+	}
+	for row, count := range rows {
+		if count != 2 {
+			t.Errorf("not the same both ways: %+v", row)
+		}
+	}
+	if totals[plain] != 23 || totals[secure] != 23 {
+		t.Errorf("the rows sum to %v", totals)
+	}
+	if want := `"localhost" []`; connections() != 1 || len(hellos) != 1 || hellos[want] != 1 {
+		t.Errorf("%d connections in plaintext, hellos %v, want one and one of %s", connections(), hellos, want)
+	}
+}
+
+func TestACertificateIsCheckedWhenACAIsGiven(t *testing.T) {
+	server := httptest.NewTLSServer(http.HandlerFunc(answer))
+	defer server.Close()
+	plaintext, _ := serve(t, answer)
+	host, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	other := plaintext
+	other.host, other.tlsPort, other.ca = host, port, filepath.Join(t.TempDir(), "ca.pem")
+
+	// httptest's certificate names example.com and 127.0.0.1, but not localhost: good, but for the name.
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(other.ca, certificate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trust, err := other.tlsConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report := run(context.Background(), other, trust).report(); report.Errors != 23 {
+		t.Errorf("a wrong name: %d errors of %d, want 23", report.Errors, report.Requests)
+	}
+	trust.ServerName = "example.com"
+	if report := run(context.Background(), other, trust).report(); report.Errors != 0 || report.Requests != 46 {
+		t.Errorf("the right name: %d errors of %d, %v", report.Errors, report.Requests, report.Failures)
+	}
+
+	os.WriteFile(other.ca, []byte("nonsense"), 0o600)
+	if _, err := other.tlsConfig(); err == nil {
+		t.Error("a CA file without a certificate passed")
+	}
+	other.ca = filepath.Join(t.TempDir(), "none")
+	if _, err := other.tlsConfig(); err == nil {
+		t.Error("a CA file that is not there passed")
+	}
+}
+
+func TestTheServerIsAskedForByItsName(t *testing.T) {
+	for host, want := range map[string]string{"127.0.0.1": "localhost", "::1": "localhost", "server": "", "10.0.0.1": ""} {
+		trust, err := config{host: host}.tlsConfig()
+		if err != nil || trust.ServerName != want || !trust.InsecureSkipVerify {
+			t.Errorf("%s: got %q, %v, want %q", host, trust.ServerName, err, want)
+		}
+	}
+}
+
 func TestRunOverSeveralConnections(t *testing.T) {
 	cfg, connections := serve(t, answer)
 	cfg.concurrency = 4
 	cfg.requests = 101
-	report := run(context.Background(), cfg).report()
+	report := run(context.Background(), cfg, nil).report()
 	if report.Requests != 101 || report.Errors != 0 {
 		t.Errorf("got %+v", report)
 	}
@@ -101,7 +193,7 @@ func TestWrongAnswersAreErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, _ := serve(t, handler)
-			report := run(context.Background(), cfg).report()
+			report := run(context.Background(), cfg, nil).report()
 			if report.Requests != 23 || report.Errors != 23 || len(report.Failures) != maxFailures {
 				t.Errorf("got %+v", report)
 			}
@@ -119,7 +211,7 @@ func TestAnEarlyEndStillHasItsSummary(t *testing.T) {
 		answer(w, r)
 	})
 	cfg.delay = 50 * time.Millisecond // so that no sixth is handed out meanwhile
-	report := run(ctx, cfg).report()
+	report := run(ctx, cfg, nil).report()
 	if report.Requests != 5 || report.Errors != 0 {
 		t.Errorf("got %+v", report)
 	}
@@ -162,16 +254,15 @@ func TestPercentileIsNearestRank(t *testing.T) {
 
 func TestReports(t *testing.T) {
 	s := newSummary()
-	s.add(callFor(0, 1), outcome{status: 200, responseBody: 39, took: 2 * time.Millisecond})
-	s.add(callFor(1, 1), outcome{took: time.Millisecond, err: io.ErrUnexpectedEOF})
+	s.add(plain, callFor(0, 1), outcome{status: 200, responseBody: 39, took: 2 * time.Millisecond})
+	s.add(secure, callFor(1, 1), outcome{took: time.Millisecond, err: io.ErrUnexpectedEOF})
 	report := s.report()
 	var text, encoded bytes.Buffer
 	report.writeText(&text)
 	for _, want := range []string{
 		"2 requests in 0.00 s, 1 errors, latency p50 1.0 ms, p99 2.0 ms\n",
-		"  GET  /          200      1\n",
-		"  POST /echo     none      1\n",
-		"  failed: POST /echo: unexpected EOF\n",
+		"  http  GET  /          200      1\n  https POST /echo     none      1\n",
+		"  failed: https POST /echo: unexpected EOF\n",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in %q", want, text.String())
@@ -186,17 +277,20 @@ func TestReports(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	none := func(string) string { return "" }
-	environment := map[string]string{"TARGET_HOST": "server", "HTTP_PORT": "81", "TOTAL_REQUESTS": "5", "REQUEST_DELAY_MS": "0"}
+	environment := map[string]string{
+		"TARGET_HOST": "server", "HTTP_PORT": "81", "HTTPS_PORT": "444", "CA_FILE": "/ca",
+		"TOTAL_REQUESTS": "5", "REQUEST_DELAY_MS": "0",
+	}
 	getenv := func(name string) string { return environment[name] }
 	for _, test := range []struct {
 		args   []string
 		getenv func(string) string
 		want   config
 	}{
-		{nil, none, config{"127.0.0.1", "8080", 23, 100 * time.Millisecond, 1, 1, 0, false}},
-		{nil, getenv, config{"server", "81", 5, 0, 1, 1, 0, false}},
-		{strings.Fields("--host ::1 --port 82 --requests 7 --delay-ms 3 --concurrency 2 --seed 9 --wait 1.5 --json"),
-			getenv, config{"::1", "82", 7, 3 * time.Millisecond, 2, 9, 1500 * time.Millisecond, true}},
+		{nil, none, config{"127.0.0.1", "8080", "", "", 23, 100 * time.Millisecond, 1, 1, 0, false, false}},
+		{nil, getenv, config{"server", "81", "444", "/ca", 5, 0, 1, 1, 0, false, false}},
+		{strings.Fields("--host ::1 --port 82 --tls-port 445 --ca /c --requests 7 --delay-ms 3 --concurrency 2 --seed 9 --wait 1.5 --hold --json"),
+			getenv, config{"::1", "82", "445", "/c", 7, 3 * time.Millisecond, 2, 9, 1500 * time.Millisecond, true, true}},
 	} {
 		if got, err := parse(test.args, test.getenv, io.Discard); err != nil || got != test.want {
 			t.Errorf("%v: got %+v, %v", test.args, got, err)
@@ -229,4 +323,26 @@ func TestWaitForServer(t *testing.T) {
 	if err := waitForServer(context.Background(), address, 0); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestWaitForEnd(t *testing.T) {
+	in, out := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		waitForEnd(context.Background(), in)
+		close(done)
+	}()
+	out.Write([]byte("not yet\n"))
+	select {
+	case <-done:
+		t.Error("a line is no end")
+	case <-time.After(20 * time.Millisecond):
+	}
+	out.Close()
+	<-done
+
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	in, _ = io.Pipe()
+	waitForEnd(ctx, in)
 }

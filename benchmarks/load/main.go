@@ -1,9 +1,11 @@
 // Command load makes the traffic of the benchmarks, and says exactly how much of
 // it there was, and how long each request took, as one JSON object.
 //
-//	load http   -address HOST:PORT [-rate N] ...   requests to an HTTP server
-//	load binary -address HOST:PORT ...             the same calls, a protocol that is not HTTP
-//	load echo   -address HOST:PORT                 the server of `binary`
+//	load http   -address HOST:PORT [-rate N] [-tls] ...   requests to an HTTP server
+//	load binary -address HOST:PORT ...                    the same calls, a protocol that is not HTTP
+//	load echo   -address HOST:PORT                        the server of `binary`
+//	load https  -address HOST:PORT                        a server of HTTP/1.1 over crypto/tls
+//	load certificate -directory D                         D/certificate.pem and D/key.pem, for other servers
 //
 // With a rate the schedule is open: request i is due at i/rate after the start,
 // whatever became of those before it. Latency is reported twice: from the moment
@@ -17,15 +19,25 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log"
+	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"sync"
@@ -49,12 +61,14 @@ type config struct {
 	unique      bool // a query that is another one each time
 	body        int  // POST with a body of so many bytes; 0: GET
 	close       bool // a connection for each request
-	hold        int  // rounds of one request on each connection, and a wait for a line on stdin after each
+	tls         bool
+	directory   string
+	hold        int // rounds of one request on each connection, and a wait for a line on stdin after each
 }
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(errors.New("usage: load http|binary|echo [flags]"))
+		fail(errors.New("usage: load http|binary|echo|https|certificate [flags]"))
 	}
 	var cfg config
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -67,12 +81,18 @@ func main() {
 	flags.BoolVar(&cfg.unique, "unique", false, "append ?n=… to the target, never the same")
 	flags.IntVar(&cfg.body, "body", 0, "POST so many bytes")
 	flags.BoolVar(&cfg.close, "close", false, "a connection for each request")
+	flags.BoolVar(&cfg.tls, "tls", false, "over TLS, no certificate asked for")
+	flags.StringVar(&cfg.directory, "directory", ".", "where the certificate goes")
 	flags.IntVar(&cfg.hold, "hold", 0, "rounds of one request on every connection; waits for a line on standard input after each")
 	flags.Parse(os.Args[2:])
 	var err error
 	switch os.Args[1] {
 	case "echo":
 		err = echo(cfg.address)
+	case "https":
+		err = serveTLS(cfg.address)
+	case "certificate":
+		err = writeCertificate(cfg.directory)
 	case "http":
 		if cfg.hold > 0 {
 			err = hold(cfg)
@@ -210,7 +230,7 @@ func drive(cfg config, newExchanger func() exchanger) error {
 	if !cfg.close {
 		for i := range connections {
 			var err error
-			if connections[i], err = net.Dial("tcp", cfg.address); err != nil {
+			if connections[i], err = dial(cfg); err != nil {
 				return err
 			}
 		}
@@ -227,6 +247,16 @@ func drive(cfg config, newExchanger func() exchanger) error {
 	}
 	group.Wait()
 	return report(cfg, tallies, time.Since(start))
+}
+
+// dial connects, and with TLS shakes hands.
+func dial(cfg config) (net.Conn, error) {
+	connection, err := net.Dial("tcp", cfg.address)
+	if err != nil || !cfg.tls {
+		return connection, err
+	}
+	secured := tls.Client(connection, &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"})
+	return secured, secured.Handshake()
 }
 
 // interrupted is closed at SIGINT or SIGTERM: what was done until then is reported.
@@ -260,7 +290,7 @@ func run(cfg config, i int, start time.Time, stop <-chan struct{}, connection ne
 		begin := time.Now()
 		var err error
 		if cfg.close || connection == nil {
-			if connection, err = net.Dial("tcp", cfg.address); err != nil {
+			if connection, err = dial(cfg); err != nil {
 				t.fail(err)
 				continue
 			}
@@ -348,7 +378,7 @@ func hold(cfg config) error {
 	connections := make([]net.Conn, cfg.connections)
 	for i := range connections {
 		var err error
-		if connections[i], err = net.Dial("tcp", cfg.address); err != nil {
+		if connections[i], err = dial(cfg); err != nil {
 			return fmt.Errorf("connection %d: %w", i, err)
 		}
 		defer connections[i].Close()
@@ -402,4 +432,64 @@ func echo(address string) error {
 			}
 		}()
 	}
+}
+
+// serveTLS answers like the server of this repository answers /healthz, over crypto/tls.
+func serveTLS(address string) error {
+	certificate, key, err := makeCertificate()
+	if err != nil {
+		return err
+	}
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "listening tcp %s\n", listener.Addr())
+	answer := []byte("{\"status\":\"ok\"}\n")
+	server := &http.Server{
+		ErrorLog: log.New(io.Discard, "", 0),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(answer)
+		}),
+	}
+	return server.Serve(tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{pair}}))
+}
+
+func makeCertificate() (certificate, key []byte, err error) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"localhost"},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		return nil, nil, err
+	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return nil, nil, err
+	}
+	certificate = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return certificate, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded}), nil
+}
+
+func writeCertificate(directory string) error {
+	certificate, key, err := makeCertificate()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(directory, "certificate.pem"), certificate, 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(directory, "key.pem"), key, 0o600)
 }

@@ -15,6 +15,7 @@ import platform
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,9 +24,13 @@ from typing import Final
 
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources import features
+from netprofiler.sources.analysis import analyse
 from netprofiler.sources.bcc_import import INSTALL, find_bcc, load_bcc
+from netprofiler.sources.binaries import look_into, mappings
 from netprofiler.sources.btf import BTF_PATH, member_offsets
 from netprofiler.sources.kernel import Filters, KernelSource, assemble, find_bpf, needed_offsets
+from netprofiler.sources.mapped_files import Key, Mapping, linked_tls_libraries
+from netprofiler.sources.unread import title
 
 OLDEST_KERNEL: Final = (5, 10)
 """Older ones lack the ring buffer (5.8) or were never tried."""
@@ -33,6 +38,8 @@ NO_MEMLOCK_KERNEL: Final = (5, 11)
 """From here on BPF memory counts for the control group, not for RLIMIT_MEMLOCK."""
 MEMLOCK_BYTES: Final = 64 * 1024 * 1024
 """What the maps and the ring take, with room to spare."""
+BLIND_SECONDS: Final = 2.0
+"""How long files of other processes are looked into."""
 _INIT_PID_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO of <linux/proc_ns.h>
 _ARCHITECTURES: Final = ("x86_64", "aarch64")
 
@@ -316,19 +323,87 @@ def check_kprobes(host: Host) -> Finding:
 
 
 def check_uprobe_multi(host: Host) -> Finding:
-    """Wanted by what reads TLS, when that is written."""
+    """What TLS is read by."""
     answer = features.has_uprobe_multi()
     if answer is None:
-        return _unknown(
-            "loading a program is not allowed to this user; only TLS, which is not read yet, will want it", _AS_ROOT
-        )
+        return _unknown("attaching a probe is not allowed to this user; TLS is read by it", _AS_ROOT)
     if answer:
-        return _ok("there; TLS, which is not read yet, will want it")
+        return _ok("a probe with a cookie was attached to a file of our own, and taken away")
     return Finding(
         State.WARNING,
         f"not in kernel {host.release} (it came with 6.6)",
-        "nothing now; TLS, which is not read yet, will attach and detach more slowly",
+        "TLS is not read; its connections are counted in the row `tls`",
+        "boot Linux 6.6 or newer; --no-tls does without",
     )
+
+
+def check_tls_libraries(host: Host) -> Finding:
+    """Those that a program gets when it starts: they are probed from the start."""
+    if host.machine != "x86_64":
+        return _unknown(f"TLS is read on x86-64 only, not on {host.machine}")
+    found = []
+    bad = []
+    for path in linked_tls_libraries(host.root):
+        analysis = analyse(path)
+        for finding in analysis.findings:
+            if finding.probes:
+                found.append(f"{title(finding)} ({path}, {len(finding.probes)} probes)")
+            else:
+                bad.append(f"{title(finding)} ({path}): {finding.problem}")
+        if analysis.problem:
+            bad.append(f"{path}: {analysis.problem}")
+    text = "; ".join(found) or "none in the linker's cache"
+    if bad:
+        return Finding(
+            State.WARNING,
+            f"{text}; cannot be read: {'; '.join(bad)}",
+            "what programs say through these is in no record",
+        )
+    return _ok(text)
+
+
+def check_blind_tls(host: Host) -> Finding:
+    """Processes with TLS in them that netprofiler cannot read. Looks for BLIND_SECONDS, executables first."""
+    if not host.is_root:
+        return _unknown("what other processes run needs root", _AS_ROOT)
+    blind, unseen = _blind_processes(host)
+    late = f"; {unseen} files were not looked into within {BLIND_SECONDS:g} s" if unseen else ""
+    if blind:
+        return Finding(
+            State.WARNING,
+            _some([f"{pid} ({_comm(host, pid)}): {', '.join(sorted(names))}" for pid, names in sorted(blind.items())])
+            + late,
+            "what these say through it is in no record",
+            "explain PID says more of each; look at the other end, or at a proxy that ends TLS",
+        )
+    return _ok(f"no process that runs now has TLS in it that is known not to be readable{late}")
+
+
+def _blind_processes(host: Host) -> tuple[dict[int, set[str]], int]:
+    """Pid → names of what it has; and how many files were left out."""
+    proc = host.root / "proc"
+    users: dict[Key, list[int]] = {}
+    first: dict[Key, tuple[int, Mapping]] = {}
+    executables: set[Key] = set()
+    for directory in proc.glob("[0-9]*"):
+        pid = int(directory.name)
+        mapped = [] if pid == os.getpid() else mappings(pid, proc)
+        executables.update(mapping.key for mapping in mapped[:1])  # its own comes first
+        for mapping in {mapping.key: mapping for mapping in mapped}.values():
+            users.setdefault(mapping.key, []).append(pid)
+            first.setdefault(mapping.key, (pid, mapping))
+    found: dict[int, set[str]] = {}
+    until = time.monotonic() + BLIND_SECONDS
+    in_order = sorted(first, key=lambda key: key not in executables)
+    for index, key in enumerate(in_order):
+        if time.monotonic() > until:
+            return found, len(in_order) - index
+        analysis = look_into(*first[key], analyse, proc).analysis
+        names = {*analysis.blind, *(title(finding) for finding in analysis.findings if finding.problem)}
+        if names:
+            for pid in users[key]:
+                found.setdefault(pid, set()).update(names)
+    return found, 0
 
 
 def check_io_uring(host: Host) -> Finding:
@@ -373,11 +448,11 @@ def _some(items: list[str]) -> str:
 def _holders(host: Host, what: str) -> list[tuple[int, str]]:
     """Processes with an io_uring, or with a BPF link to the raw tracepoint sys_exit, among their descriptors."""
     processes = sorted((host.root / "proc").glob("[0-9]*"), key=lambda path: int(path.name))
-    return [
-        (int(process.name), (host.read(f"proc/{process.name}/comm") or "?").strip())
-        for process in processes
-        if _holds(process, what)
-    ]
+    return [(int(process.name), _comm(host, int(process.name))) for process in processes if _holds(process, what)]
+
+
+def _comm(host: Host, pid: int) -> str:
+    return (host.read(f"proc/{pid}/comm") or "?").strip()
 
 
 def _holds(process: Path, what: str) -> bool:
@@ -426,6 +501,8 @@ CHECKS: Final = (
     Check("other agents", check_other_agents, False),
     Check("io_uring", check_io_uring, False),
     Check("uprobe_multi", check_uprobe_multi, False),
+    Check("TLS libraries", check_tls_libraries, False),
+    Check("blind TLS", check_blind_tls, False),
     Check("kprobes, fentry", check_kprobes, False),
     Check("tracefs", check_tracefs, False),
     Check("kernel headers", check_headers, False),

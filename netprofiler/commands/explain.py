@@ -1,8 +1,9 @@
 """`netprofiler explain PID`: for one process, what is seen of it, what is not, and why.
 
-Contract: everything comes from /proc and the executable's file, and is a fact, not a guess: what cannot be known from
-outside is said to be unknown. The process is not touched. With `--seconds N` the kernel side watches this process and
-its children for that long, and what became of its bytes is shown by rows of the ledger; without it nothing is attached.
+Contract: everything comes from /proc and from the files that the process has mapped, and is a fact, not a guess: what
+cannot be known from outside is said to be unknown. The process is not touched. With `--seconds N` all is attached that a
+capture attaches, this process and its children are watched for that long, and what became of their bytes is shown by rows
+of the ledger; without it nothing is attached.
 """
 
 from __future__ import annotations
@@ -10,28 +11,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from netprofiler import wire
 from netprofiler.counters import LEDGER_ROWS, Counters, make_ledger
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.pipeline import Pipeline
-from netprofiler.sources.binaries import UNREADABLE, Program, mapped_tls_libraries, read_program
+from netprofiler.sources.analysis import analyse
+from netprofiler.sources.binaries import UNREADABLE, Program, mapped_files, read_program
+from netprofiler.sources.discovery import Discovery, FileFacts, State
 from netprofiler.sources.kernel import Filters, KernelSource, check_host, monotonic_ns
+from netprofiler.sources.probes import ABSENT, Call, Finding, Layout, Library, Probe, Purpose
 from netprofiler.sources.processes import PROC, ProcessFacts, count_io_urings, descendants, process_facts
 from netprofiler.sources.sockets import IS_SEEN, SocketFacts, process_sockets
+from netprofiler.sources.unread import kernel_tls_sockets, title, why_blind, why_unread
 
 SOCKETS_SHOWN: Final = 50
 """Lines for a person; `--json` has all of them."""
+UNREAD_SHOWN: Final = 10
+"""As above."""
 SECONDS_MAX: Final = 3600.0
-_ROUND_SECONDS: Final = 0.025
+SETTLE_SECONDS: Final = 10.0
+"""The look begins when all files of all processes were looked into, or after so long."""
+_ROUND_SECONDS: Final = 0.010
 
 ROW_MEANINGS: Final = {
     "recorded": "became records",
     "filtered": "of other processes",
     "not_http": "not HTTP by its first bytes, or joined in the middle of something",
-    "tls": "TLS: not readable yet",
+    "tls": "TLS, as it is on the socket: what was read inside is counted by itself",
     "http2": "HTTP/2: not read yet",
     "tunnel": "after CONNECT or an upgrade: no HTTP/1 any more",
     "over_limit": "of bodies, over what is copied: counted, not kept",
@@ -46,12 +57,30 @@ ROW_MEANINGS: Final = {
 }
 """The rows of the ledger in a few words; docs/ledger.md has more."""
 
+FOUND_MEANINGS: Final = {
+    "session": "known from an earlier call",
+    "hello": "the random of the ClientHello",
+    "descriptor": "the descriptor in the library's object",
+    "call": "the system calls inside of the library's call",
+    "not_found": "not found: their records have no addresses",
+}
+"""How the sockets of calls with plaintext were found, by the names of `KernelSource.tls_counts`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """Something that is not seen of this process."""
 
     what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """TLS connections of a process of which no message was read."""
+
+    pid: int
+    connections: int
     why: str
 
 
@@ -65,6 +94,13 @@ class Look:
     unpaired: int
     rows: dict[str, dict[str, int]]
     """Unit (`bytes`, `calls`) → row → count; only rows that are not 0, and only of this process and its children."""
+    tls_read: int
+    """TLS connections of which a message was read."""
+    tls_unread: list[Unread]
+    """TLS connections that began meanwhile and of which none was, by process."""
+    found: dict[str, int]
+    """Calls with plaintext, of all processes of this host, by how their socket was found (FOUND_MEANINGS); those that
+    are not 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +109,8 @@ class Explanation:
 
     process: ProcessFacts
     program: Program
-    tls_libraries: list[str]
+    tls: list[FileFacts]
+    """Of the files that it has mapped, those with TLS in them, or that could not be looked into."""
     io_urings: int
     sockets: list[SocketFacts]
     limits: list[Limit]
@@ -86,19 +123,25 @@ def explain(pid: int, proc: Path = PROC) -> Explanation:
     if process is None:
         raise CommandError(f"there is no process {pid}", ExitCode.USAGE)
     program = read_program(proc / str(pid) / "exe") if process.executable else UNREADABLE
-    try:
-        with (proc / str(pid) / "maps").open(errors="backslashreplace") as maps:
-            libraries = mapped_tls_libraries(maps)
-    except OSError:
-        libraries = []
+    files = with_tls(mapped_files(pid, analyse, proc))
     io_urings = count_io_urings(pid, proc)
     sockets = process_sockets(pid, proc)
-    limits = find_limits(process, program, libraries, io_urings, sockets)
-    return Explanation(process, program, libraries, io_urings, sockets, limits)
+    limits = find_limits(process, program, files, io_urings, sockets, kernel_tls_sockets(pid, proc))
+    return Explanation(process, program, files, io_urings, sockets, limits)
+
+
+def with_tls(files: list[FileFacts]) -> list[FileFacts]:
+    """Those of which there is something to say."""
+    return [file for file in files if file.analysis.findings or file.analysis.blind or file.state is State.FAILED]
 
 
 def find_limits(
-    process: ProcessFacts, program: Program, libraries: list[str], io_urings: int, sockets: list[SocketFacts]
+    process: ProcessFacts,
+    program: Program,
+    files: list[FileFacts],
+    io_urings: int,
+    sockets: list[SocketFacts],
+    kernel_tls: int,
 ) -> list[Limit]:
     """Each thing that keeps traffic of this process out of the log."""
     limits = []
@@ -116,17 +159,8 @@ def find_limits(
         )
     if process.pid == os.getpid():
         limits.append(Limit("everything", "this is netprofiler itself"))
-    limits += [
-        Limit("TLS", f"{library} is mapped: what goes through it is encrypted before it is seen, and not readable yet")
-        for library in libraries
-    ]
-    for name in program.static_tls:
-        # A program that only imports the names has the library mapped as well.
-        if name == "Go crypto/tls" or not libraries:
-            version = f" ({program.go_version})" if name.startswith("Go") and program.go_version else ""
-            limits.append(
-                Limit("TLS", f"{name}{version} is linked into the executable: what goes through it is not readable yet")
-            )
+    for file in files:
+        limits += tls_limits(file)
     if io_urings:
         limits.append(
             Limit(
@@ -144,24 +178,60 @@ def find_limits(
                 else "HTTP/1 is looked for in TCP and UNIX streams"
             )
             limits.append(Limit(f"{count} {kind} socket{'s' if count > 1 else ''}", why))
-    if any(entry.kind == "TCP" for entry in sockets):
+    if kernel_tls:
         limits.append(
             Limit(
                 "kernel TLS",
-                "whether a socket encrypts in the kernel cannot be told from /proc (`ss -tie` shows tcp-ulp-tls)",
+                f"in its network namespace the kernel encrypts or decrypts {kernel_tls} directions of sockets; whose, "
+                "/proc does not tell (`ss -tie` shows tcp-ulp-tls). What passes a TLS library on its way there is read",
             )
         )
     return limits
 
 
-def watch(pid: int, seconds: float) -> Look:
-    """Capture this process and its children for a while; records are counted, not written."""
-    source = KernelSource(Filters(pids=(pid, *descendants(pid))))
+def tls_limits(file: FileFacts) -> list[Limit]:
+    """What of a file's TLS is not read."""
+    limits = [
+        Limit("TLS", f"{title(finding)} in {file.path}: {finding.problem}")
+        for finding in file.analysis.findings
+        if finding.problem
+    ]
+    limits += [Limit("TLS", f"{name} in {file.path}: {why_blind(name)}") for name in file.analysis.blind]
+    if file.state is State.FAILED and not limits:
+        limits.append(Limit("unknown", f"whether {file.path} has TLS in it: {file.analysis.problem or file.reason}"))
+    return limits
+
+
+def ways_to_sockets(finding: Finding) -> list[str]:
+    """How it is found out which socket the plaintext is on, in the order in which it is tried."""
+    layout = finding.layout or Layout(finding.library)
+    ways = []
+    if finding.library is Library.GO:
+        if layout.conn_type_from_write or layout.conn_type_from_read:
+            ways.append("the descriptor of a *net.TCPConn")
+    else:
+        if ABSENT not in (layout.random, layout.server):
+            ways.append("the random of the ClientHello")
+        if ABSENT not in (layout.read_bio, layout.bio_method, layout.bio_number):
+            ways.append("the descriptor of a socket BIO")
+    return [*ways, "the system calls inside of its calls"]
+
+
+# --- the look ---------------------------------------------------------------------------------------------------------
+
+
+def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
+    """Capture this process and its children for a while; records are counted, not written. The second: its files, as
+    they were at the end.
+    """
+    source = KernelSource(Filters(pids=(pid, *descendants(pid))), tls=True)
+    discovery = Discovery(analyse, source.attach_file, source.forget_file)
     pipeline = Pipeline(body_limit=0, stream_interval_ns=0)
     requests = responses = 0
+    tls_connections: set[str] = set()
+    reasons: dict[int, str] = {}
 
     def read_all() -> None:
-        nonlocal requests, responses
         while batch := source.read():
             used = pipeline.feed(batch)
             source.advance(used)
@@ -169,9 +239,15 @@ def watch(pid: int, seconds: float) -> Look:
                 source.command(command)
             if not used:
                 break
-        now_ns = monotonic_ns()
-        pipeline.tick(now_ns)
+        pipeline.tick(monotonic_ns())
         take()
+        give_reasons()
+
+    def give_reasons() -> None:
+        """At once: the process may end."""
+        for unread in pipeline.unread:
+            if unread not in reasons:
+                reasons[unread] = why_unread(unread, discovery.describe(unread))
 
     def take() -> None:
         nonlocal requests, responses
@@ -180,20 +256,54 @@ def watch(pid: int, seconds: float) -> Look:
                 requests += 1
             else:
                 responses += 1
+            if message.link.tls is not None:
+                tls_connections.add(message.link.name)
+
+    def go_on(until_ns: int, *, until_settled: bool = False) -> None:
+        while monotonic_ns() < until_ns and not (until_settled and discovery.settled):
+            source.wait(_ROUND_SECONDS)
+            read_all()
+            attend(source, discovery)
 
     try:
         source.attach()
-        end_ns = monotonic_ns() + int(seconds * 1e9)
-        while monotonic_ns() < end_ns:
-            source.wait(_ROUND_SECONDS)
-            read_all()
+        discovery.start()
+        go_on(monotonic_ns() + int(SETTLE_SECONDS * 1e9), until_settled=True)
+        go_on(monotonic_ns() + int(seconds * 1e9))
+        files = discovery.describe(pid)
         source.detach()
         read_all()
         pipeline.drain(monotonic_ns())
         take()
-        return Look(seconds, requests, responses, pipeline.counters.unpaired, own_rows(pipeline.counters, source))
+        give_reasons()
+        found = {name: count for name, count in source.tls_counts().items() if count and name in FOUND_MEANINGS}
+        counters = pipeline.counters
+        look = Look(
+            seconds,
+            requests,
+            responses,
+            counters.unpaired,
+            own_rows(counters, source),
+            len(tls_connections),
+            [Unread(unread, count, reasons[unread]) for unread, count in pipeline.unread.items()],
+            found,
+        )
+        return look, files
     finally:
+        discovery.close()
         source.close()
+
+
+def attend(source: KernelSource, discovery: Discovery) -> None:
+    """What processes have begun or ended to use."""
+    for notice in source.notices():
+        if notice.kind == wire.NOTICE_EXECUTED:
+            discovery.executed(notice.pid, notice.device, notice.inode)
+        elif notice.kind == wire.NOTICE_MAPPED:
+            discovery.mapped(notice.pid, notice.device, notice.inode, notice.address)
+        elif notice.kind == wire.NOTICE_EXITED:
+            discovery.exited(notice.pid)
+    discovery.poll()
 
 
 def own_rows(counters: Counters, source: KernelSource) -> dict[str, dict[str, int]]:
@@ -240,13 +350,62 @@ def as_text(explanation: Explanation, proc: Path = PROC) -> str:
         lines.append(f"  fd {entry.descriptor:<4} {entry.kind} {where}{state} sock:[{entry.inode}]{sight}")
     if len(sockets) > SOCKETS_SHOWN:
         lines.append(f"  and {len(sockets) - SOCKETS_SHOWN} more: --json has them all")
-    lines += ["", "seen: HTTP/1.0 and HTTP/1.1 in the clear on these TCP and UNIX stream sockets", "not seen:"]
+    readable = [finding for file in explanation.tls for finding in file.analysis.findings if finding.probes]
+    inside = ", and inside of TLS by:" if readable else ""
+    lines += ["", f"seen: HTTP/1.0 and HTTP/1.1 in the clear on these TCP and UNIX stream sockets{inside}"]
+    for file in explanation.tls:
+        for finding in file.analysis.findings:
+            if finding.probes:
+                lines += tls_lines(file, finding)
+    lines.append("not seen:")
     lines += [f"  {limit.what}: {limit.why}" for limit in explanation.limits] or [
         "  nothing of it is known to be out of sight"
     ]
     if explanation.look is not None:
         lines += ["", *_look_lines(explanation.look)]
     return "\n".join(lines)
+
+
+def tls_lines(file: FileFacts, finding: Finding) -> list[str]:
+    """A library that can be read: what is probed, and how."""
+    state = "attached" if file.state is State.ATTACHED else "when netprofiler captures"
+    because = f" ({file.reason})" if file.reason else ""
+    count = len(finding.probes)
+    lines = [f"  {title(finding)} in {file.path}: {count} probe{'s' if count > 1 else ''}, {state}{because}"]
+    by_function: dict[str, list[Probe]] = {}
+    for probe in sorted(finding.probes, key=lambda probe: (_ORDER.get(probe.call, len(_ORDER)), probe.function)):
+        by_function.setdefault(probe.function, []).append(probe)
+    width = max(map(len, by_function))
+    lines += [f"    {name:{width}}  {describe_sites(sites)}" for name, sites in by_function.items()]
+    lines.append(f"    sockets are found by: {', '.join(ways_to_sockets(finding))}")
+    lines += [f"    note: {note}" for note in finding.notes if not _ABOUT_SITES.search(note)]
+    return lines
+
+
+_ORDER: Final = {call: index for index, call in enumerate((Call.WRITE, Call.READ, Call.SENDFILE, Call.OTHER))}
+"""What moves plaintext comes first. Go's probes have no `Call`."""
+_ABOUT_SITES: Final = re.compile(r" is (?:entered|left) single-stepped\b")
+"""Notes that say what the line of the function says."""
+_PLACES: Final = {
+    Purpose.LEAVE: "at its end",
+    Purpose.GO_DECRYPTED: "behind decrypt",
+    Purpose.GO_READ_RETURN: "at its end",
+}
+_BEGINNING: Final = "at its beginning"
+
+
+def kind_of(probe: Probe) -> str:
+    """What happens at the instruction; the first costs a tenth of the others."""
+    return "return probe" if probe.on_return else "emulated" if probe.emulated else "single-stepped"
+
+
+def describe_sites(probes: list[Probe]) -> str:
+    """``emulated at its beginning, 2 emulated at its end``."""
+    counts: dict[tuple[str, str], int] = {}
+    for probe in sorted(probes, key=lambda probe: _PLACES.get(probe.purpose, "") != ""):
+        key = (kind_of(probe), _PLACES.get(probe.purpose, _BEGINNING))
+        counts[key] = counts.get(key, 0) + 1
+    return ", ".join(f"{f'{count} ' if count > 1 else ''}{kind} {place}" for (kind, place), count in counts.items())
 
 
 def _namespaces(process: ProcessFacts, proc: Path) -> str:
@@ -271,12 +430,27 @@ def _look_lines(look: Look) -> list[str]:
             lines.append(f"  {name:10} {byte_count:>12} bytes {calls:>8} calls  {ROW_MEANINGS[name]}")
     if len(lines) == 1:
         lines.append("  it sent and received nothing on TCP and UNIX stream sockets")
+    if look.found:
+        lines.append("  sockets of plaintext, of all processes of this host, by:")
+        lines += [
+            f"  {'':10} {look.found[name]:>18} {'calls':>8}        {meaning}"
+            for name, meaning in FOUND_MEANINGS.items()
+            if name in look.found
+        ]
+    if look.tls_read or look.tls_unread:
+        others = sum(unread.connections for unread in look.tls_unread)
+        lines.append(f"  TLS connections: {look.tls_read} with HTTP/1 that was read, {others} others")
+        lines += [
+            f"    {unread.connections} of process {unread.pid}: {unread.why}"
+            for unread in look.tls_unread[:UNREAD_SHOWN]
+        ]
     return lines
 
 
 def as_json(explanation: Explanation) -> str:
     """For scripts: docs/cli.md has the keys."""
-    document = asdict(explanation)
+    document = asdict(replace(explanation, tls=[]))
+    document["tls"] = [_file_document(file) for file in explanation.tls]
     for entry, facts in zip(document["sockets"], explanation.sockets, strict=True):
         entry["seen"] = socket_is_seen(facts)
         for key in ("local", "remote", "state"):
@@ -285,6 +459,39 @@ def as_json(explanation: Explanation) -> str:
     if explanation.look is None:
         del document["look"]
     return json.dumps(document, indent=1, ensure_ascii=False)
+
+
+def _file_document(file: FileFacts) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "path": file.path,
+        "state": file.state.name.lower() if file.state else "unknown",
+        "reason": file.reason,
+        "build_id": file.analysis.build_id,
+        "libraries": [_finding_document(finding) for finding in file.analysis.findings],
+        "blind": [{"name": name, "why": why_blind(name)} for name in file.analysis.blind],
+    }
+    return {key: value for key, value in document.items() if value != ""}
+
+
+def _finding_document(finding: Finding) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "library": finding.library.name.lower(),
+        "version": finding.version,
+        "probes": [
+            {
+                "function": probe.function,
+                "purpose": probe.purpose.name.lower(),
+                "call": probe.call.name.lower(),
+                "offset": probe.offset,
+                "kind": kind_of(probe),
+            }
+            for probe in finding.probes
+        ],
+        "sockets_by": ways_to_sockets(finding) if finding.probes else [],
+        "notes": list(finding.notes),
+        "problem": finding.problem,
+    }
+    return {key: value for key, value in document.items() if value != ""}
 
 
 def _pid(text: str) -> int:
@@ -325,6 +532,7 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
         check_host()
     explanation = explain(pid)
     if seconds:
-        explanation = replace(explanation, look=watch(pid, seconds))
+        look, files = watch(pid, seconds)
+        explanation = replace(explanation, look=look, tls=with_tls(files) or explanation.tls)
     print(as_json(explanation) if arguments.json else as_text(explanation))
     return ExitCode.OK

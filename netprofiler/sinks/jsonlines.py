@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from netprofiler.content import decode
 from netprofiler.counters import Counters
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.exchange import Completeness, Direction, Fields, Head, Link, Message, Process
+from netprofiler.exchange import Completeness, Direction, Fields, Head, Link, Message, Process, Tls
 from netprofiler.redaction import PLACEHOLDER, Redactor
 from netprofiler.sinks.base import OutputClosed
 
@@ -100,6 +100,23 @@ def hop_prefix(link: Link, direction: int) -> str:
         return ""
     local, remote = _host(link.local_ip, link.local_port), _host(link.remote_ip, link.remote_port)
     return f"{local}>{remote}@" if direction == Direction.SEND else f"{remote}>{local}@"
+
+
+def _tls(tls: Tls | None, version: str) -> str:
+    """``,"tls":{…}``, or nothing. `version`: what is spoken inside."""
+    if tls is None:
+        return ""
+    alpn = tls.alpn_selected
+    if alpn is None and tls.version == "1.3" and version.lower() in tls.alpn_offered:
+        alpn = version.lower()
+    members = (
+        ("library", tls.library),
+        ("version", tls.version),
+        ("cipher", tls.cipher),
+        ("sni", tls.sni),
+        ("alpn", alpn),
+    )
+    return f',"tls":{{{",".join(f"{_quote(name)}:{_quote(value)}" for name, value in members if value)}}}'
 
 
 def decoded_body(message: Message, limit: int) -> tuple[bytes, bool]:
@@ -226,7 +243,7 @@ class RecordWriter:
             before_tid=f'Z","pid":{message.pid},"tid":' if message.pid else 'Z"',
             hop=f',"hop":"{hop}' if hop else "",
             after_tid="," + ",".join(parts),
-            connection=f',"connection":"{name}","exchange":"{name}#',
+            connection=f'{_tls(link.tls, message.head.version)},"connection":"{name}","exchange":"{name}#',
         )
         return text
 

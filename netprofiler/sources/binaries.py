@@ -1,36 +1,39 @@
-"""What a program is made of, as far as it decides what can be read of its traffic: word size, Go, TLS libraries.
+"""What a program is made of, as far as it decides what can be read of its traffic: word size, Go, files with TLS in them.
 
-Contract: raw facts from the ELF file and the memory map, nothing is run and nothing is guessed; a file that cannot be
-read, or is no ELF, gives what is empty. Reading is bounded by the size of the file, mapped, not copied.
+Contract: facts from the files that a process has mapped; nothing is run, nothing is attached. A process that ends
+meanwhile gives less, a file that cannot be read or is no ELF gives what is empty or a reason, never an exception. Reading
+is bounded by the size of the file; what is analysed, by the analysis.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
-import re
+import os
+import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from netprofiler.sources.discovery import FileFacts, State
+from netprofiler.sources.mapped_files import (
+    FILE_MAX_BYTES,
+    MAPS_MAX_BYTES,
+    Key,
+    Mapping,
+    parse_maps,
+    read_content,
+)
+from netprofiler.sources.probes import Analysis
+from netprofiler.sources.processes import PROC
 
 _MAGIC: Final = b"\x7fELF"
 _GO_BUILD_INFO: Final = b"\xff Go buildinf:"
 _GO_INLINE_STRINGS: Final = 2  # since Go 1.18: cmd/go's debug/buildinfo, the flags byte
 _SECTIONS_MAX: Final = 4096
 """More section headers than this are in no program that was linked to be run."""
-
-_LIBRARIES: Final = re.compile(
-    r"/(lib(?:ssl|gnutls|nspr4|ssl3|mbedtls|wolfssl|s2n|rustls)\b[^/]*\.so[^/ ]*)(?: \(deleted\))?$"
-)
-_STATIC: Final = (
-    (b"crypto/tls.(*Conn).Write", "Go crypto/tls"),
-    (b"BoringSSL", "BoringSSL"),
-    (b"SSL_read_ex", "OpenSSL"),
-    (b"GNUTLS_DEBUG_LEVEL", "GnuTLS"),
-    (b"/rustls-", "rustls"),
-)
-"""What the text of a program with such a library linked into it contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,65 @@ class Program:
     """32 or 64; 0 when it could not be read, or is no ELF file."""
     go_version: str = ""
     """As the linker wrote it (``go1.22.10``); ``go`` where it is Go older than 1.18; empty where it is not Go."""
-    static_tls: tuple[str, ...] = ()
-    """TLS libraries whose names stand in the executable itself."""
 
 
 UNREADABLE: Final = Program(0)
+
+
+# --- files with TLS in them ----------------------------------------------------------------------------------------------
+
+
+def mapped_files(pid: int, analyse: Callable[[str], Analysis], proc: Path = PROC) -> list[FileFacts]:
+    """Every file that the process has mapped to be executed, and what a capture would make of it."""
+    found: dict[Key, FileFacts] = {}
+    for mapping in mappings(pid, proc):
+        if mapping.key not in found:
+            found[mapping.key] = look_into(pid, mapping, analyse, proc)
+    return list(found.values())
+
+
+def mappings(pid: int, proc: Path = PROC) -> list[Mapping]:
+    """Empty when the process is gone, or is a kernel thread."""
+    try:
+        with (proc / str(pid) / "maps").open("rb") as file:
+            return list(parse_maps(file.read(MAPS_MAX_BYTES)))
+    except OSError:
+        return []
+
+
+def look_into(pid: int, mapping: Mapping, analyse: Callable[[str], Analysis], proc: Path = PROC) -> FileFacts:
+    """By way of the mapping: the file may be removed, replaced, or in a mount namespace of its own."""
+    # O_PATH first: to open what is no file (a device) may have an effect.
+    descriptors: list[int] = []
+    try:
+        link = proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+        descriptors.append(os.open(link, os.O_PATH | os.O_CLOEXEC))
+        status = os.fstat(descriptors[0])
+        if not stat.S_ISREG(status.st_mode):
+            return FileFacts(mapping.path, State.NOTHING)
+        if status.st_size > FILE_MAX_BYTES:
+            return FileFacts(mapping.path, State.FAILED, f"the file has more than {FILE_MAX_BYTES} bytes")
+        descriptors.append(os.open(f"/proc/self/fd/{descriptors[0]}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        if not read_content(descriptors[1]):
+            return FileFacts(mapping.path, State.NOTHING)
+        analysis = analyse(f"/proc/{os.getpid()}/fd/{descriptors[1]}")
+    except OSError as error:
+        return FileFacts(
+            mapping.path, State.FAILED, f"it cannot be read: {errno.errorcode.get(error.errno or 0, 'unreadable')}"
+        )
+    except Exception as error:  # noqa: BLE001 - hostile input: whatever it breaks, the other files are shown
+        return FileFacts(mapping.path, State.FAILED, f"the analysis broke: {type(error).__name__}: {error}")
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    if any(finding.probes for finding in analysis.findings):
+        state = State.READY
+    else:
+        state = State.FAILED if analysis.problem else State.NOTHING
+    return FileFacts(mapping.path, state, analysis.problem, analysis)
+
+
+# --- the executable ------------------------------------------------------------------------------------------------------
 
 
 def read_program(path: Path) -> Program:
@@ -61,8 +118,7 @@ def _read_image(image: mmap.mmap) -> Program:
     if image[:4] != _MAGIC or len(image) < 64:
         return UNREADABLE
     bits = {1: 32, 2: 64}.get(image[4], 0)
-    static = tuple(name for text, name in _STATIC if image.find(text) >= 0)
-    return Program(bits, _go_version(image, bits), static)
+    return Program(bits, _go_version(image, bits))
 
 
 def _sections(image: mmap.mmap, bits: int) -> Iterator[tuple[int, int, int]]:
@@ -107,13 +163,3 @@ def _build_info(data: bytes) -> str:
     if length >= 0x80:  # a development version, longer than a release's name
         return "go"
     return data[33 : 33 + length].decode("ascii", "replace")
-
-
-def mapped_tls_libraries(maps: Iterable[str]) -> list[str]:
-    """Lines of /proc/PID/maps → paths of the TLS libraries among them, each once, in order."""
-    found: dict[str, None] = {}
-    for line in maps:
-        fields = line.rstrip("\n").split(maxsplit=5)
-        if len(fields) == 6 and _LIBRARIES.search(fields[5]):
-            found[fields[5]] = None
-    return list(found)

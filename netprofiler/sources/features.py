@@ -25,8 +25,10 @@ _MAP_TYPE_RINGBUF: Final = 27
 _PROG_TYPE_KPROBE: Final = 2
 _TRACE_UPROBE_MULTI: Final = 48
 
-_RETURN_0: Final = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-"""r0 = 0; exit"""
+_ASK_COOKIE: Final = b"".join(
+    struct.pack("<BBhi", code, 0, 0, immediate) for code, immediate in ((0x85, 174), (0xB7, 0), (0x95, 0))
+)
+"""call bpf_get_attach_cookie; r0 = 0; exit"""
 
 _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES)
 
@@ -59,14 +61,16 @@ def has_ring_buffer() -> bool | None:
 
 
 def has_uprobe_multi() -> bool | None:
-    """Linux 6.6 and later: many probes in user programs by one call (for TLS, which is not written yet)."""
-    program = ctypes.create_string_buffer(_RETURN_0, len(_RETURN_0))
+    """Linux 6.6 and later: many probes in user programs by one call, each with a cookie that its program can ask for. A
+    program that asks is attached to a file of our own, which nobody runs.
+    """
+    program = ctypes.create_string_buffer(_ASK_COOKIE, len(_ASK_COOKIE))
     license_text = ctypes.create_string_buffer(b"GPL")
     # type, instructions, where they are, license; log level, size, buffer; version, flags; name; interface, attach type
     attributes = struct.pack(
         "<IIQQIIQII16sII",
         _PROG_TYPE_KPROBE,
-        len(_RETURN_0) // 8,
+        len(_ASK_COOKIE) // 8,
         ctypes.addressof(program),
         ctypes.addressof(license_text),
         *(0, 0, 0),
@@ -77,21 +81,24 @@ def has_uprobe_multi() -> bool | None:
     descriptor, error = _bpf(_PROG_LOAD, attributes)
     if descriptor < 0:
         return None if error in _NOT_ALLOWED else False
+    file = os.memfd_create("netprofiler-probe", os.MFD_CLOEXEC)
     try:
-        path = ctypes.create_string_buffer(b"/")
-        offset = ctypes.c_uint64(0)
+        os.write(file, bytes(mmap.PAGESIZE))
+        path = ctypes.create_string_buffer(f"/proc/self/fd/{file}".encode())
+        offset, cookie = ctypes.c_uint64(0), ctypes.c_uint64(1)
         # program, target, attach type, flags; path, offsets, counters, cookies, how many, flags, pid
         attributes = struct.pack(
             "<IIIIQQQQIII",
             *(descriptor, 0, _TRACE_UPROBE_MULTI, 0),
-            *(ctypes.addressof(path), ctypes.addressof(offset), 0, 0, 1, 0, 0),
+            *(ctypes.addressof(path), ctypes.addressof(offset), 0, ctypes.addressof(cookie), 1, 0, 0),
         )
         link, error = _bpf(_LINK_CREATE, attributes)
-        if link >= 0:
-            os.close(link)
-        # A directory has no code to probe; a kernel that knows the call gets as far as saying so (as libbpf asks it).
-        return error == errno.EBADF
+        if link < 0:
+            return None if error in _NOT_ALLOWED else False
+        os.close(link)
+        return True
     finally:
+        os.close(file)
         os.close(descriptor)
 
 

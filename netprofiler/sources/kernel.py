@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import platform
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,8 @@ from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources.bcc_import import load_bcc
 from netprofiler.sources.btf import member_offsets
+from netprofiler.sources.probes import Finding, Layout
+from netprofiler.sources.uprobes import TRACE_UPROBE_MULTI, AttachError, UprobeLink, attach_probes
 
 RING_BYTES: Final = 16 * 1024 * 1024
 """Half a second of a server at 40,000 exchanges/s, or some 15 ms of large bodies at memory speed. It counts as resident
@@ -42,6 +45,13 @@ CONNECTIONS_MAX: Final = 131_072
 """Sockets whose verdict is remembered in the kernel: twice what the user side keeps, as most are not HTTP. 13 MB. Least recently used go; an
 HTTP connection that was forgotten is found again at its next message."""
 PROCESSES_MAX: Final = 16_384
+LAYOUTS_MAX: Final = 4096
+"""Files with TLS in them that are probed at one time."""
+SESSIONS_MAX: Final = 65_536
+"""TLS sessions, and threads and goroutines in calls of TLS libraries, that the kernel side remembers."""
+FILES_MAX: Final = 16_384
+NOTICE_BYTES: Final = 256 * 1024
+"""What happens to processes, between two rounds of the agent: 5,000 notices."""
 
 _INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
 _MADV_PAGEOUT: Final = 21
@@ -60,6 +70,9 @@ TAIL_CALLED: Final = (b"on_deliver", b"on_undecided", b"on_long_call")
 
 CONTROL_IGNORE: Final = 1
 CONTROL_SKIP: Final = (2, 4)
+
+PROBE: Final = b"on_probe"
+PROBE_TAIL_CALLED: Final = (b"on_probe_deliver", b"on_probe_undecided", b"on_probe_long_call")
 
 INCLUDE: Final = 1
 EXCLUDE: Final = 2
@@ -143,10 +156,63 @@ def _quiet_stderr(captured: list[str]) -> Iterator[None]:
             captured.append(file.read().decode("utf-8", "replace"))
 
 
-class KernelSource:
-    """`direct_reads`: use plain loads where the kernel takes them (bpf/arch.h); False is for comparing the two."""
+FOUND_NAMES: Final = ("session", "hello", "descriptor", "call", "not_found")
+"""In the order of the FOUND_ numbers of bpf/maps.h."""
 
-    def __init__(self, filters: Filters, *, direct_reads: bool = True) -> None:
+
+class FileProbes:
+    """The probes in one file; `close()` takes them away."""
+
+    def __init__(self, links: list[UprobeLink], layout: int, give_back: Callable[[int], None]) -> None:
+        self._links = links
+        self._layout = layout
+        self._give_back = give_back
+        self.count = sum(link.count for link in links)
+
+    def close(self) -> None:
+        if self._links:
+            for link in self._links:
+                link.close()
+            self._links = []
+            self._give_back(self._layout)
+
+
+class Ring:
+    """A BPF ring buffer, read through its memory."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        page = mmap.PAGESIZE
+        # kernel/bpf/ringbuf.c: the consumer's page (ours to write), the producer's, then the data, mapped twice.
+        self._consumer_page = mmap.mmap(descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+        self._pages = mmap.mmap(descriptor, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # A cast view reads and writes 8 bytes at once, which struct does not promise.
+        self._consumer = memoryview(self._consumer_page).cast("Q")
+        whole = memoryview(self._pages)
+        self._producer = whole[:page].cast("Q")
+        self._data = whole[page:]
+        self._mask = size - 1
+        whole.release()
+
+    def read(self, limit: int) -> bytes:
+        """What is in the ring, copied, at most `limit` bytes of it."""
+        position = self._consumer[0]
+        start = position & self._mask
+        return bytes(self._data[start : start + min(self._producer[0] - position, limit)])
+
+    def advance(self, size: int) -> None:
+        self._consumer[0] = self._consumer[0] + size
+
+    def close(self) -> None:
+        for view in (self._consumer, self._producer, self._data):
+            view.release()
+        self._consumer_page.close()
+        self._pages.close()
+
+
+class KernelSource:
+    """`tls`: load what stands behind probes, too. `direct_reads`: use plain loads where the kernel takes them (bpf/arch.h); False is for comparing the two."""
+
+    def __init__(self, filters: Filters, *, tls: bool = True, direct_reads: bool = True) -> None:
         check_host()
         bpf_dir = find_bpf()
         text = assemble(bpf_dir)
@@ -162,12 +228,17 @@ class KernelSource:
             f"-DCPUS={possible_cpus()}",
             f"-DCONNECTIONS_MAX={CONNECTIONS_MAX}",
             f"-DPROCESSES_MAX={PROCESSES_MAX}",
+            f"-DLAYOUTS_MAX={LAYOUTS_MAX}",
+            f"-DSESSIONS_MAX={SESSIONS_MAX}",
+            f"-DFILES_MAX={FILES_MAX}",
+            f"-DNOTICE_PAGES={NOTICE_BYTES // mmap.PAGESIZE}",
             f"-DAGENT_PID={os.getpid()}",
             "-Wno-unused-function",
         ]
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
         flags += _filter_flags(filters)
         self._filters = filters
+        self._probes_wanted = tls
         follows_forks = bool(filters.pids or filters.exclude_pids)
         self._tracepoints = {
             tracepoint: name
@@ -187,10 +258,13 @@ class KernelSource:
         self.direct_reads = direct_reads
         for index, name in enumerate(TAIL_CALLED):
             self._bpf[b"programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
+        for index, name in enumerate(PROBE_TAIL_CALLED if tls else ()):
+            self._bpf[b"probe_programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
         self._set_filters(filters)
         self._controls: Any = self._bpf[b"controls"]
         self._attached = False
-        self._map_ring()
+        self._map_rings()
+        self._free_layouts = list(range(LAYOUTS_MAX - 1, -1, -1))
         _page_out_compiler()
 
     def _compile(self, bcc: Any, text: str, flags: list[str]) -> None:
@@ -201,6 +275,9 @@ class KernelSource:
                 self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
                 for name in (*self._tracepoints.values(), *TAIL_CALLED):
                     self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
+                if self._probes_wanted:
+                    for name in (PROBE, *PROBE_TAIL_CALLED):
+                        self._programs[name] = self._bpf.load_func(name, bcc.BPF.KPROBE, attach_type=TRACE_UPROBE_MULTI)
         except Exception as error:  # BCC raises plain Exception for all that goes wrong
             detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
             raise CommandError(
@@ -274,36 +351,71 @@ class KernelSource:
                 for tracepoint in reversed(self._tracepoints):
                     self._bpf.detach_raw_tracepoint(tracepoint)
 
+    # --- TLS ---------------------------------------------------------------------------------------------------------
+
+    def attach_file(self, path: str, finding: Finding) -> FileProbes:
+        """Probes in the file that `path` leads to. Raises `uprobes.AttachError`."""
+        if not self._free_layouts:
+            raise AttachError(path, errno.ENOSPC)
+        index = self._free_layouts.pop()
+        table = self._bpf[b"tls_layouts"]
+        packed = (finding.layout or Layout(finding.library)).pack()
+        try:
+            table[ctypes.c_int(index)] = table.Leaf.from_buffer_copy(packed)
+            program = self._programs[PROBE].fd
+            links = attach_probes({False: program, True: program}, path, finding.probes, index)
+        except AttachError:
+            self._free_layouts.append(index)
+            raise
+        # What begins from now on is seen from its beginning.
+        leaf = table.Leaf.from_buffer_copy(packed)
+        leaf.attached_ns = monotonic_ns()
+        table[ctypes.c_int(index)] = leaf
+        return FileProbes(links, index, self._free_layouts.append)
+
+    def forget_file(self, device: int, inode: int) -> None:
+        """The next mapping of this file is told again."""
+        table = self._bpf[b"told_files"]
+        with contextlib.suppress(KeyError):
+            del table[table.Key(inode, device)]
+
+    def notices(self) -> list[wire.Notice]:
+        """What happened to processes since the last call."""
+        data = self._notices.read(NOTICE_BYTES)
+        if not data:
+            return []
+        out = [wire.parse_notice(record) for record in wire.records(data)]
+        self._notices.advance(wire.whole_length(data))
+        return out
+
+    def tls_counts(self) -> dict[str, int]:
+        """How the sockets of plaintext were found (FOUND_NAMES), and notices that found their ring full."""
+        counts = dict.fromkeys((*FOUND_NAMES, "notices_lost"), 0)
+        for of_cpu in self._bpf[b"tls_counts"][ctypes.c_int(0)]:
+            for name, count in zip(FOUND_NAMES, of_cpu.found, strict=True):
+                counts[name] += count
+            counts["notices_lost"] += of_cpu.notices_lost
+        return counts
+
     def probes(self) -> list[str]:
         return [name.decode() for name in self._bpf.raw_tracepoint_fds]
 
     def close(self) -> None:
         self.detach()
         self._epoll.close()
-        for view in (self._consumer, self._producer, self._data):
-            view.release()
-        self._consumer_page.close()
-        self._ring_pages.close()
+        self._events.close()
+        self._notices.close()
         with _quiet_stderr([]):
             self._bpf.cleanup()
 
     # --- the ring ----------------------------------------------------------------------------------------------------
 
-    def _map_ring(self) -> None:
-        descriptor = self._bpf[b"events"].map_fd
-        page = mmap.PAGESIZE
-        # kernel/bpf/ringbuf.c: the consumer's page (ours to write), the producer's, then the data, mapped twice.
-        self._consumer_page = mmap.mmap(descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
-        self._ring_pages = mmap.mmap(descriptor, page + 2 * RING_BYTES, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        # A cast view reads and writes 8 bytes at once, which struct does not promise.
-        self._consumer = memoryview(self._consumer_page).cast("Q")
-        whole = memoryview(self._ring_pages)
-        self._producer = whole[:page].cast("Q")
-        self._data = whole[page:]
-        whole.release()
+    def _map_rings(self) -> None:
+        self._events = Ring(self._bpf[b"events"].map_fd, RING_BYTES)
+        self._notices = Ring(self._bpf[b"notices"].map_fd, NOTICE_BYTES)
         self._epoll = select.epoll()
         # Edge-triggered: it answers to a wake-up, not to there being something.
-        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(self._bpf[b"events"].map_fd, select.EPOLLIN | select.EPOLLET)
 
     def wait(self, seconds: float) -> None:
         """Until a CPU has written much, or the time is over."""
@@ -311,26 +423,27 @@ class KernelSource:
 
     def read(self) -> bytes:
         """What is in the ring, copied; empty when there is nothing."""
-        position = self._consumer[0]
-        size = min(self._producer[0] - position, BATCH_BYTES)
-        start = position & (RING_BYTES - 1)
-        batch = bytes(self._data[start : start + size])
-        if size == BATCH_BYTES:
+        batch = self._events.read(BATCH_BYTES)
+        if len(batch) == BATCH_BYTES:
             return batch[: wire.whole_length(batch)]
         return batch
 
     def advance(self, size: int) -> None:
         """The first `size` bytes of what was read are done with."""
-        self._consumer[0] = self._consumer[0] + size
+        self._events.advance(size)
 
     # --- counters and commands ---------------------------------------------------------------------------------------
 
     def ledger(self) -> dict[str, Row]:
         rows = {name: Row() for name in KERNEL_ROWS}
-        for of_cpu in self._bpf[b"ledgers"][ctypes.c_int(0)]:
-            for name, row in zip(KERNEL_ROWS, of_cpu.rows, strict=True):
+        for ledger in (*self._bpf[b"ledgers"][ctypes.c_int(0)], *self._bpf[b"probe_ledgers"].values()):
+            for name, row in zip(KERNEL_ROWS, ledger.rows, strict=True):
                 rows[name].calls += row.calls
                 rows[name].bytes += row.bytes
+        for of_cpu in self._bpf[b"tls_counts"][ctypes.c_int(0)]:
+            for name in ("total", "lost"):
+                rows[name].calls += of_cpu.crowded
+                rows[name].bytes += of_cpu.crowded_bytes
         return rows
 
     def announcements_lost(self) -> int:

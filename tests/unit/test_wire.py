@@ -25,6 +25,7 @@ STRUCTS = {
     "closed_record": wire.CLOSED,
     "process_record": wire.PROCESS,
     "file_source": wire.FILE_SOURCE,
+    "notice": wire.NOTICE,
 }
 CONSTANTS = {
     "ABI_VERSION": wire.ABI_VERSION,
@@ -32,6 +33,13 @@ CONSTANTS = {
     "RECORD_DATA": wire.KIND_DATA,
     "RECORD_CLOSED": wire.KIND_CLOSED,
     "RECORD_PROCESS": wire.KIND_PROCESS,
+    "RECORD_HANDSHAKE": wire.KIND_HANDSHAKE,
+    "SOCKET_TLS": wire.SOCKET_TLS,
+    "SOCKET_UNKNOWN": wire.SOCKET_UNKNOWN,
+    **{f"LIBRARY_{name.upper()}": number for number, name in enumerate(wire.LIBRARIES) if number},
+    "NOTICE_EXECUTED": wire.NOTICE_EXECUTED,
+    "NOTICE_MAPPED": wire.NOTICE_MAPPED,
+    "NOTICE_EXITED": wire.NOTICE_EXITED,
     "RECORD_USER": wire.KIND_USER,
     "RECORD_PASSIVE": wire.KIND_PASSIVE,
     "DIRECTION_SEND": wire.SEND,
@@ -91,7 +99,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     compiler = shutil.which("cc") or shutil.which("gcc")
     assert compiler, "the ABI test needs a C compiler (Debian: gcc)"
     directory = tmp_path_factory.mktemp("abi")
-    lines = [f'printf("{name} %lld\\n", (long long)({name}));' for name in CONSTANTS]
+    lines = [f'printf("{name} %llu\\n", (unsigned long long)({name}));' for name in CONSTANTS]
     for struct in STRUCTS:
         lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
         lines += [

@@ -104,9 +104,14 @@ def header(record: Record, name: str) -> str | None:
     return None
 
 
-def validate_record(record: Record, *, unix: bool = False, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
-    """Everything that record.md says of one line and that can be judged from the line alone."""
-    _validate_shape(record, unix=unix)
+def validate_record(
+    record: Record, *, unix: bool = False, hop: bool = True, body_limit_bytes: int = BODY_LIMIT_BYTES
+) -> None:
+    """Everything that record.md says of one line and that can be judged from the line alone.
+
+    ``unix``: on a UNIX socket. ``hop``: on TCP it must have one; without, it must have none.
+    """
+    _validate_shape(record, unix=unix, hop=hop and not unix)
     _validate_sides(record)
     _validate_completeness(record, body_limit_bytes)
     _validate_payload(record)
@@ -122,7 +127,7 @@ def brief(record: Record) -> str:
     )
 
 
-def _validate_shape(record: Record, *, unix: bool) -> None:
+def _validate_shape(record: Record, *, unix: bool, hop: bool) -> None:
     unknown = [key for key in record if key not in KEY_ORDER]
     assert not unknown, f"keys that no record has: {unknown}"
     order = [KEY_ORDER.index(key) for key in record]
@@ -130,14 +135,17 @@ def _validate_shape(record: Record, *, unix: bool) -> None:
 
     required = list(ALWAYS)
     if not unix:
-        required += [*ADDRESS, "hop"]
+        required += ADDRESS
+    if hop:
+        required.append("hop")
     required += ["method", "url"] if is_request(record) else ["status_code", "ttfb_ms", "duration_ms"]
     missing = [key for key in required if key not in record]
     assert not missing, f"keys missing: {missing} in {brief(record)}: {record}"
     assert ("method" in record) != ("status_code" in record), f"both or neither of request and response: {record}"
     if unix:
-        present = [key for key in (*ADDRESS, "hop") if key in record]
+        present = [key for key in ADDRESS if key in record]
         assert not present, f"keys that a UNIX socket does not have: {present}"
+    assert hop or "hop" not in record, f"a hop of what has none: {brief(record)}"
 
     for key, value in record.items():
         if key in INT_KEYS:
@@ -258,6 +266,7 @@ def assert_equal_to_truth(
     *,
     pids: Collection[int] | None = None,
     unix: bool = False,
+    hop: bool = True,
     ordered: bool = False,
     sendfile: bool = False,
 ) -> list[Exchange]:
@@ -268,7 +277,7 @@ def assert_equal_to_truth(
     """
     mine = [record for record in records if record["role"] == role and (pids is None or record["pid"] in pids)]
     for record in mine:
-        validate_record(record, unix=unix)
+        validate_record(record, unix=unix, hop=hop)
         if sendfile and record["direction"] == "send" and record["completeness"] == "gap":
             assert record["missing_reason"] == "sendfile", brief(record)
             assert record["missing_bytes"] <= record["body_bytes"], brief(record)

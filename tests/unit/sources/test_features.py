@@ -39,17 +39,28 @@ def test_io_uring(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool | No
     assert features.has_io_uring() is answer
 
 
-@pytest.mark.parametrize(("error", "answer"), [(errno.EBADF, True), (errno.EINVAL, False), (errno.EOPNOTSUPP, False)])
-def test_uprobe_multi_by_how_far_it_gets(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "answer"), [(0, True), (errno.EPERM, None), (errno.EINVAL, False), (errno.EOPNOTSUPP, False)]
+)
+def test_uprobe_multi_by_the_link(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool | None) -> None:
     """The program loads everywhere; a kernel without it refuses the link."""
 
     def call(_number: int, command: int, *_rest: object) -> tuple[int, int]:
-        return (os.open("/dev/null", os.O_RDONLY), 0) if command == features._PROG_LOAD else (-1, error)
+        fails = command == features._LINK_CREATE and error
+        return (-1, error) if fails else (os.open("/dev/null", os.O_RDONLY), 0)
 
+    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(features, "_system_call", call)
     assert features.has_uprobe_multi() is answer
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.kernel
 def test_as_root_the_ring_buffer_is_there() -> None:
     assert features.has_ring_buffer() is True
+
+
+@pytest.mark.kernel
+def test_as_root_uprobe_multi_agrees_with_the_kernels_age() -> None:
+    version = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+    assert features.has_uprobe_multi() is (version >= (6, 6))
