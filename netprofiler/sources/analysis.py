@@ -15,7 +15,7 @@ from typing import Final
 
 from netprofiler.sources.elf import Damaged, Image
 from netprofiler.sources.golang import analyse_go
-from netprofiler.sources.probes import Analysis
+from netprofiler.sources.probes import Analysis, Finding
 from netprofiler.sources.tls_libraries import find_libraries
 
 FILE_BYTES_MAX: Final = 1 << 30
@@ -53,21 +53,26 @@ def _analyse(descriptor: int) -> Analysis:
     if isinstance(data, str):
         return Analysis(problem=data)
     with data:
+        go = analyse_go(data)
         try:
             image = Image(data)
+            libraries = _libraries(descriptor, image, alone=go is not None)
+            blind = _blind(image)
         except Damaged as reason:
-            return Analysis(problem=str(reason))
-        go = analyse_go(data)
-        beside = None if go is not None else _libcrypto(descriptor, image)
+            return Analysis(findings=() if go is None else (go,), problem=str(reason))
+        return Analysis(image.build_id, libraries if go is None else (go, *libraries), blind)
+
+
+def _libraries(descriptor: int, image: Image, *, alone: bool) -> tuple[Finding, ...]:
+    beside = None if alone else _libcrypto(descriptor, image)
+    if beside is None:
+        return find_libraries(image)
+    with beside:
         try:
-            libraries = find_libraries(image, None if beside is None else Image(beside))
+            crypto = Image(beside)
         except Damaged:
-            libraries = find_libraries(image)
-        finally:
-            if beside is not None:
-                beside.close()
-        findings = libraries if go is None else (go, *libraries)
-        return Analysis(image.build_id, findings, _blind(image))
+            crypto = None
+        return find_libraries(image, crypto)
 
 
 def _map(descriptor: int) -> mmap.mmap | str:

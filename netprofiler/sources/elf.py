@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +23,16 @@ _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _RELOCATION: Final = struct.Struct("<QQq")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
 
+SECONDS_MAX: Final = 4.0
+"""Of CPU time: tables that were made to be slow end here. Node.js with 100 MB takes a third of a second."""
 SECTIONS_MAX: Final = 4096
 """More section headers than this are in no program that was linked to be run."""
 SEGMENTS_MAX: Final = 256
 SYMBOLS_MAX: Final = 6_000_000
 """144 MB of table, looked through in a third of a second. Node.js has 300,000, Cloudflare's workerd 4.5 million."""
 STRINGS_BYTES_MAX: Final = 128 << 20
-RELOCATIONS_MAX: Final = 2_000_000
+RELOCATIONS_MAX: Final = 1_000_000
+RELOCATION_TABLES_MAX: Final = 4
 TEXT_BYTES_MAX: Final = 256 << 20
 """What is looked through for text: a quarter of a second where the needle's first byte is rare."""
 OCCURRENCES_MAX: Final = 64
@@ -92,10 +96,11 @@ class Symbol:
 
 
 class Image:
-    """`data` stays the caller's. Raises `Damaged`."""
+    """`data` stays the caller's. Raises `Damaged`, also later: when `SECONDS_MAX` are spent."""
 
     def __init__(self, data: Bytes) -> None:
         self.data: Final = data
+        self._deadline = time.thread_time() + SECONDS_MAX
         if len(data) < _HEADER.size or data[:4] != b"\x7fELF":
             raise Damaged("not an ELF file")
         if data[4] != 2 or data[5] != 1:
@@ -107,6 +112,11 @@ class Image:
         if not any(segment.kind == _PT_LOAD for segment in self.segments):
             raise Damaged("the ELF file has no loadable segment")
         self.sections: Final = tuple(self._read_sections(header[6], header[11], header[12]))
+
+    def check_time(self) -> None:
+        """For whoever works on the file for long."""
+        if time.thread_time() > self._deadline:
+            raise Damaged(f"its analysis takes more than {SECONDS_MAX} s of CPU time")
 
     def _read_segments(self, table: int, size: int, count: int) -> Iterator[Segment]:
         if size != _SEGMENT.size:
@@ -185,6 +195,7 @@ class Image:
         for name in wanted:
             if name in found:
                 continue
+            self.check_time()
             needle = name.encode() + b"\0"
             position = text.find(needle)
             for _ in range(OCCURRENCES_MAX):
@@ -199,6 +210,7 @@ class Image:
             entries = self._table(chunk, size, _SYMBOL.size)
             if not entries:
                 return
+            self.check_time()
             starts = memoryview(entries).cast("I")[:: _SYMBOL.size // 4].tolist()
             if names.keys().isdisjoint(starts):
                 continue
@@ -211,15 +223,18 @@ class Image:
 
     @cached_property
     def _relocations(self) -> tuple[bytes, ...]:
-        """The tables; looked through with `bytes.find`, because few of a million entries are asked for."""
+        """The tables, small ones first (the PLT's); looked through with `bytes.find`, because few of a million entries are
+        asked for.
+        """
+        largest = RELOCATIONS_MAX * _RELOCATION.size
+        found = [section for section in self.sections if section.kind == _SHT_RELA][:RELOCATION_TABLES_MAX]
         return tuple(
-            self._table(section.offset, min(section.size, RELOCATIONS_MAX * _RELOCATION.size), _RELOCATION.size)
-            for section in self.sections
-            if section.kind == _SHT_RELA
-        )[:8]
+            sorted((self._table(table.offset, min(table.size, largest), _RELOCATION.size) for table in found), key=len)
+        )
 
     def _relocation(self, address: int) -> tuple[int, int, int] | None:
         """Of the pointer at `address`: kind, index of the symbol, addend."""
+        self.check_time()
         needle = address.to_bytes(8, "little", signed=False)
         for table in self._relocations:
             position = -1
@@ -345,6 +360,7 @@ class Image:
             end = segment.offset + min(segment.size, budget)
             budget -= end - segment.offset
             for start in range(segment.offset, end, CHUNK_BYTES):
+                self.check_time()
                 chunk = self.data[start : min(start + CHUNK_BYTES + overlap, end)]
                 for needle in [needle for needle in wanted if needle not in found]:
                     position = chunk.find(needle)

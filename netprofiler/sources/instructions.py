@@ -408,8 +408,5 @@ def _is_register_and_number(operands: list[Any]) -> bool:
 
 
 def _is_same_register(operands: list[Any]) -> bool:
-    return (
-        operands[0].type == operands[1].type == x86.X86_OP_REG
-        and operands[0].reg == operands[1].reg
-        and operands[0].size >= 4
-    )
+    one, other = operands
+    return bool(one.type == other.type == x86.X86_OP_REG and one.reg == other.reg and one.size >= 4)

@@ -46,6 +46,10 @@ FUNCTION_BYTES_MAX: Final = 32_768
 """gnutls_handshake has 11 KB."""
 PARTS_MAX: Final = 8
 """Pieces of one function: what is unlikely lies elsewhere, and a tail call goes on in another function."""
+SITES_MAX: Final = 64
+"""Places where one function is left; gnutls_handshake has 30."""
+TABLES_MAX: Final = 64
+"""Jump tables in one function."""
 TABLE_MAX: Final = 256
 """Entries of a jump table."""
 WALK_STEPS_MAX: Final = 6_000
@@ -90,6 +94,7 @@ class Code:
             instructions = {
                 instruction.address: instruction for instruction in decode(self.image.read(begin, end - begin), begin)
             }
+            self.image.check_time()
             self._left -= len(instructions)
             if self._left < 0:
                 raise Unclear("the file needs too much work")
@@ -133,6 +138,7 @@ class Function:
         """Jumps whose target is not known."""
         self.calls: set[int] = set()
         """Targets of direct calls, and of jumps into other functions."""
+        self._tables = 0
         self._grow(symbol.size)
         self.predecessors: dict[int, list[int]] = {address: [] for address in self.instructions}
         for address, following in self.successors.items():
@@ -174,7 +180,7 @@ class Function:
                     yield own.address
                 else:
                     self.leaves_to.append(instruction.address)
-            elif table := _jump_table(self.code.image, instruction, part.instructions):
+            elif table := self._jump_table(instruction, part):
                 yield from table
             else:
                 self.leaves_to.append(instruction.address)
@@ -189,6 +195,12 @@ class Function:
             part.is_open or instruction.end in part.instructions
         ):  # behind the last call of a function nothing comes: it does not return
             yield instruction.end
+
+    def _jump_table(self, jump: Instruction, part: Part) -> list[int]:
+        self._tables += 1
+        if self._tables > TABLES_MAX:
+            raise Unclear("it has too many jump tables")
+        return _jump_table(self.code.image, jump, part.instructions)
 
     def reaches(self, starts: Iterable[int], without: frozenset[int] = frozenset()) -> set[int]:
         """What can be executed from `starts`, them included, stopping at (and leaving out) `without`."""
@@ -244,6 +256,8 @@ class Function:
         candidates = frozenset(
             address for address in ending if address not in unsettled and self.instructions[address].emulated
         )
+        if len(candidates) > SITES_MAX:
+            return ()
         last = frozenset(address for address in candidates if not self._behind(address) & candidates)
         first = frozenset(
             address for address in candidates if address == self.entry or self._reached_without(address, candidates)
@@ -323,15 +337,15 @@ class Way:
 
 
 def ways(
-    code: Code, symbol: Symbol, at: Callable[[Instruction, State], bool] | None = None, start: State | None = None
+    code: Code, symbol: Symbol, at: Callable[[Instruction, State], bool] | None = None, *, whole: bool = False
 ) -> list[Way]:
-    """Ways through a function; a loop is gone through once, an instruction at most `VISITS_MAX` times. `at` sees each
-    instruction with the state before it, and ends the way by True.
+    """Ways through a function; a loop is gone through once, an instruction at most `VISITS_MAX` times: more is `Unclear`
+    if they are wanted `whole`. `at` sees each instruction with the state before it, and ends the way by True.
     """
     function = code.function(symbol)
     visits: Counter[int] = Counter()
     found: list[Way] = []
-    waiting = [(function.entry, start or State.at_entry(), frozenset[int]())]
+    waiting = [(function.entry, State.at_entry(), frozenset[int]())]
     steps = 0
     while waiting:
         address, state, taken = waiting.pop()
@@ -341,6 +355,8 @@ def ways(
                 raise Unclear("there are too many ways through it")
             visits[address] += 1
             if visits[address] > VISITS_MAX:
+                if whole:
+                    raise Unclear("there are too many ways through it")
                 break
             instruction = function.instructions[address]
             if at is not None and at(instruction, state):
@@ -459,18 +475,22 @@ def _behind_inner_call(code: Code, function: Function, kind: _Kind) -> dict[int,
                 displacement = inner[address] - pointer if kind.result is Result.AX else 0
                 unclear |= sites.setdefault(instruction.address, displacement) != displacement
                 return True
-        if instruction.is_call and (pointer := state.stack_pointer) is not None:
+        top = state.stack_pointer
+        if instruction.is_call and top is not None:
             passed = [state.registers.get(name) for name in ARGUMENTS]
             if passed[0] == Argument(0) and Argument(1) in passed:
                 if kind.result is Result.AX and isinstance(count := passed[3], Stack):
                     inner[instruction.address] = count.offset
-                elif kind.result is Result.POINTER and Argument(3) in (*passed, state.stack.get(pointer)):
+                elif kind.result is Result.POINTER and Argument(3) in (*passed, state.stack.get(top)):
                     inner[instruction.address] = 0
         return False
 
-    for way in ways(code, Symbol(function.entry, 0), at):
-        result = way.state.registers.get("rax")
-        unclear |= not (isinstance(result, Constant) and signed32(result.number) <= 0)
+    try:
+        for way in ways(code, Symbol(function.entry, 0), at, whole=True):
+            result = way.state.registers.get("rax")
+            unclear |= not (isinstance(result, Constant) and signed32(result.number) <= 0)
+    except Unclear:
+        return {}
     return {} if unclear else sites
 
 
@@ -564,6 +584,8 @@ class _Plan:
         if not leave:
             emulated = False
             leave = {} if function.leaves_to else dict.fromkeys(sorted(function.returns), 0)
+        if len(leave) > SITES_MAX:
+            raise Unclear("it has too many returns")
         on_return = not leave
         if on_return and kind.call is Call.OTHER:
             # A uretprobe changes the return address of a function that may switch stacks; not for the sake of a socket.
