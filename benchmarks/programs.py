@@ -148,7 +148,7 @@ def _listening(name: str, command: list[str], scheme: str = "http") -> Iterator[
 
 @contextlib.contextmanager
 def go_server() -> Iterator[Server]:
-    command = [str(BUILD / "server"), "-host", "127.0.0.1", "-port", "0", "-access-log", "/dev/null"]
+    command = [str(BUILD / "server"), "-host", "127.0.0.1", "-port", "0", "-tls-port", "", "-access-log", "/dev/null"]
     with _listening("server", command) as server:
         yield server
 

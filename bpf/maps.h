@@ -97,6 +97,8 @@ struct ledger {
 #define KIND_MESSAGE 2
 #define KIND_MESSAGES 3
 #define KIND_NO_BYTES 4 /* sendfile, splice, discarded: a length without bytes */
+#define KIND_OPENED 5 /* connect, accept */
+#define KIND_SHUTDOWN 6
 
 /* One system call on its way; in the workspace, so that the program for long calls finds it. */
 struct call {
@@ -128,6 +130,8 @@ struct call {
 	u8 after_loss;
 	u8 kind;
 	u8 reason;
+	u8 probe; /* plaintext from a probe: one buffer, or none */
+	u8 reserved[7];
 };
 
 struct workspace {
@@ -142,11 +146,22 @@ BPF_TABLE("lru_hash", u64, struct control, controls, CONNECTIONS_MAX);
 BPF_TABLE("lru_hash", u32, struct process, processes, PROCESSES_MAX);
 /* Files that a sendfile named lately (inode -> when): the names are not read again. */
 BPF_TABLE("lru_hash", u64, u64, described_files, 1024);
-/* Not per-CPU: a per-CPU value is limited to 32 KiB. Programs here run with preemption off. */
-BPF_TABLE("array", u32, struct workspace, workspaces, CPUS);
-BPF_PERCPU_ARRAY(ledgers, struct ledger, 1);
-BPF_PROG_ARRAY(programs, 3); /* behind sys_exit */
-BPF_PROG_ARRAY(probe_programs, 3); /* the same behind the probes: a prog array holds one type only */
+
+/* What a program works in, by CPU; not per-CPU maps: a value of those is limited to 32 KiB. The first place is that of the
+ * programs behind tracepoints, which run with preemption off. A probe's program can be preempted by another one on its CPU
+ * (migration is off, preemption is not), so it takes one of the others and gives it back. A ledger goes with each place. */
+#define PLACES 4
+struct workspaces {
+	u64 taken[PLACES];
+	u64 owner[PLACES];
+	struct workspace at[PLACES];
+};
+BPF_TABLE("array", u32, struct workspaces, workspaces, CPUS);
+BPF_TABLE("array", u32, struct ledger, ledgers, CPUS * PLACES);
+/* The three programs behind sys_exit. They stand behind the probes, too: loaded again, as programs of that type, with
+ * `probe_programs` in place of `programs` (sources/kernel.py), because a prog array holds one type only. */
+BPF_PROG_ARRAY(programs, 3);
+BPF_PROG_ARRAY(probe_programs, 3);
 #define PROGRAM_DELIVER 0
 #define PROGRAM_JUDGE 1
 #define PROGRAM_LONG_CALL 2
@@ -221,12 +236,13 @@ BPF_TABLE("lru_hash", struct tls_hello, u64, tls_hellos, SESSIONS_MAX);
 /* Go processes whose TLS is not on a *net.TCPConn: there the goroutine of each system call is looked at. */
 BPF_TABLE("lru_hash", u32, u8, wrapped_processes, PROCESSES_MAX);
 
-/* Files whose mapping was told: it is not told again, until the user side forgets the file. */
+/* Files whose mapping was told: it is not told again, until the user side forgets the file, or its inode's number has been
+ * given to another one (which has another generation). */
 struct file_id {
 	u64 inode;
 	u64 device;
 };
-BPF_TABLE("lru_hash", struct file_id, u8, told_files, FILES_MAX);
+BPF_TABLE("lru_hash", struct file_id, u32, told_files, FILES_MAX);
 BPF_RINGBUF_OUTPUT(notices, NOTICE_PAGES);
 
 /* How the socket of a call with plaintext was found. netprofiler/counters.py names them in this order. */
@@ -243,18 +259,6 @@ struct tls_counters {
 	u64 notices_lost;
 };
 BPF_PERCPU_ARRAY(tls_counts, struct tls_counters, 1);
-
-/* A probe's program can be preempted by another one on its CPU (migration is off, preemption is not), so its workspace is
- * taken and given back. Each has a ledger of its own for the same reason. */
-#define SLOTS 3
-struct probe_slot {
-	u64 taken;
-	u64 owner;
-	u64 unused[2];
-	struct workspace workspace;
-};
-BPF_TABLE("array", u32, struct probe_slot, probe_slots, CPUS * SLOTS);
-BPF_TABLE("array", u32, struct ledger, probe_ledgers, CPUS * SLOTS);
 
 /* Filters. A bit says what an entry is: FILTER_INCLUDE or FILTER_EXCLUDE. */
 #define FILTER_INCLUDE 1
@@ -274,16 +278,43 @@ BPF_HASH(watched_ports, u16, u32, 256);
 BPF_ARRAY(watched_comms, struct comm_filter, FILTERS_MAX);
 BPF_ARRAY(watched_executables, struct executable_filter, FILTERS_MAX);
 
+/* Behind tracepoints. */
 static __always_inline struct ledger *find_ledger(void) {
-	u32 zero = 0;
+	u32 first = bpf_get_smp_processor_id() * PLACES;
 
-	return ledgers.lookup(&zero);
+	return ledgers.lookup(&first);
 }
 
 static __always_inline struct workspace *find_workspace(void) {
 	u32 cpu = bpf_get_smp_processor_id();
+	struct workspaces *all = workspaces.lookup(&cpu);
 
-	return workspaces.lookup(&cpu);
+	return all ? &all->at[0] : 0;
+}
+
+/* Of a program that was tail-called: the place that this thread has taken in a probe, or the first. Returns its number. */
+static __always_inline u32 find_place(struct workspaces **all, struct workspace **w, struct ledger **ledger) {
+	u32 cpu = bpf_get_smp_processor_id(), index;
+	u64 thread = bpf_get_current_pid_tgid(), place;
+
+	*all = workspaces.lookup(&cpu);
+	if (!*all)
+		return 0;
+	place = (*all)->owner[1] == thread ? 1 : (*all)->owner[2] == thread ? 2 : (*all)->owner[3] == thread ? 3 : 0;
+	index = cpu * PLACES + place;
+	KEEP_CHECK(place);
+	if (place >= PLACES)
+		return 0;
+	*w = &(*all)->at[place];
+	*ledger = ledgers.lookup(&index);
+	return place;
+}
+
+static __always_inline void give_back(struct workspaces *all, u32 place) {
+	if (place && place < PLACES) {
+		all->owner[place] = 0;
+		lock_xadd(&all->taken[place], -1);
+	}
 }
 
 static __always_inline void account(struct ledger *ledger, u32 row, u32 calls, u32 bytes) {

@@ -116,14 +116,6 @@ static __always_inline int current_watched(u32 pid) {
 }
 #endif
 
-/* A tail call, from the programs behind sys_exit or from those behind probes; comes back only when it failed. */
-static __always_inline void go_on(void *ctx, u32 program, int probe) {
-	if (probe)
-		probe_programs.call(ctx, program);
-	else
-		programs.call(ctx, program);
-}
-
 /* --- sending up -------------------------------------------------------------------------------------------------- */
 
 /* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
@@ -282,7 +274,7 @@ static __always_inline void first_segment(struct call *call) {
 
 /* Calls of many segments, or of more bytes than one piece. State is in the workspace, so that the verifier sees small
  * loops and the program can go on by calling itself. */
-static __always_inline void continue_long_call(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+static __always_inline void continue_long_call(void *ctx, struct workspace *w, struct ledger *ledger) {
 	struct call *call = &w->call;
 	u8 reason = REASON_UNREADABLE;
 	u32 step;
@@ -295,7 +287,7 @@ static __always_inline void continue_long_call(void *ctx, struct workspace *w, s
 		if (!rest || filled >= PIECE_BYTES)
 			break;
 		if (!call->left) {
-			if (probe || !next_segment(call))
+			if (!next_segment(call))
 				goto unreadable;
 			continue;
 		}
@@ -329,7 +321,7 @@ static __always_inline void continue_long_call(void *ctx, struct workspace *w, s
 	}
 	reason = REASON_OVER_LIMIT;
 	if (call->done + call->filled < call->total && call->chain++ < CHAIN_MAX)
-		go_on(ctx, PROGRAM_LONG_CALL, probe);
+		programs.call(ctx, PROGRAM_LONG_CALL);
 unreadable:
 	flush_payload(w, ledger);
 	if (call->done < call->total)
@@ -337,11 +329,16 @@ unreadable:
 }
 
 int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
+	struct workspaces *all = 0;
+	struct workspace *w = 0;
+	struct ledger *ledger = 0;
+	u32 place = find_place(&all, &w, &ledger);
 
+	if (!all)
+		return 0;
 	if (w && ledger)
-		continue_long_call(ctx, w, ledger, 0);
+		continue_long_call(ctx, w, ledger);
+	give_back(all, place);
 	return 0;
 }
 
@@ -424,20 +421,9 @@ static __always_inline u32 gather_prefix(struct call *call, u8 *text, u32 held) 
 	return call->judged;
 }
 
-/* The same of a call with one buffer. */
-static __always_inline u32 read_prefix(struct call *call, u8 *text, u32 held) {
-	u64 wanted = call->left < PREFIX_BYTES ? call->left : PREFIX_BYTES, to = held;
-
-	KEEP_CHECK(wanted);
-	KEEP_CHECK(to);
-	if (wanted > PREFIX_BYTES || to >= PREFIX_BYTES || bpf_probe_read_user(text + to, wanted, (void *)call->at))
-		return 0;
-	return wanted;
-}
-
 /* Look at the first bytes of what was sent or received; may decide what the connection speaks.
  * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
-static __always_inline int judge(struct workspace *w, struct connection *connection, int probe) {
+static __always_inline int judge(struct workspace *w, struct connection *connection) {
 	struct call *call = &w->call;
 	u8 direction = call->direction & 1;
 	u8 *text = w->payload; /* nothing lies there yet */
@@ -452,7 +438,7 @@ static __always_inline int judge(struct workspace *w, struct connection *connect
 		((u64 *)text)[0] = connection->prefix[direction][0];
 		((u64 *)text)[1] = connection->prefix[direction][1];
 	}
-	have = probe ? read_prefix(call, text, held) : gather_prefix(call, text, held);
+	have = gather_prefix(call, text, held);
 	if (!have)
 		return 0;
 	looks = looks_like(text, held + have);
@@ -468,7 +454,7 @@ static __always_inline int judge(struct workspace *w, struct connection *connect
 		connection->prefix[direction][1] = ((u64 *)text)[1];
 		return 1;
 	}
-	if (looks == LOOKS_TLS && !probe) {
+	if (looks == LOOKS_TLS && !call->probe) {
 		connection->hello_left[0] = HELLO_BYTES;
 		connection->hello_left[1] = HELLO_BYTES;
 	}
@@ -575,7 +561,7 @@ static __always_inline u64 copy_head(struct workspace *w) {
 }
 
 /* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
-static __always_inline void deliver(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+static __always_inline void deliver(void *ctx, struct workspace *w, struct ledger *ledger) {
 	struct call *call = &w->call;
 	struct connection *connection;
 	struct control *control;
@@ -610,15 +596,13 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 	connection->lost &= ~(1 << call->direction);
 	first_segment(call);
 	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
-	if (!probe) {
-		if (!call->left)
-			next_segment(call);
-		if (!call->left)
-			next_segment(call);
-	}
+	if (!call->left)
+		next_segment(call);
+	if (!call->left)
+		next_segment(call);
 	if (call->kind == KIND_NO_BYTES) {
 		reason = call->reason;
-		if (reason == REASON_SENDFILE && !probe)
+		if (reason == REASON_SENDFILE && !call->probe)
 			captured = describe_file(w, call->second, call->third);
 		flags = captured ? DATA_FILE : 0;
 	} else if (total > SMALL_BYTES && ring_is_filling()) {
@@ -639,7 +623,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 			captured = whole;
 	} else {
 		call->contiguous = call->left >= total;
-		go_on(ctx, PROGRAM_LONG_CALL, probe);
+		programs.call(ctx, PROGRAM_LONG_CALL);
 		account(ledger, ROW_LOST, 1, total);
 		return;
 	}
@@ -649,19 +633,43 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 }
 
 int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
+	struct workspaces *all = 0;
+	struct workspace *w = 0;
+	struct ledger *ledger = 0;
+	u32 place = find_place(&all, &w, &ledger);
 
+	if (!all)
+		return 0;
 	if (w && ledger)
-		deliver(ctx, w, ledger, 0);
+		deliver(ctx, w, ledger);
+	give_back(all, place);
 	return 0;
+}
+
+/* `length` bytes in the payload of what a TLS connection is on its socket; none: its plaintext is read. */
+static __always_inline void send_handshake_record(struct workspace *w, struct ledger *ledger, u64 socket, u8 direction,
+						  u64 length) {
+	struct data_record *record = &w->record;
+
+	record->kind = RECORD_HANDSHAKE;
+	record->direction = direction;
+	record->flags = 0;
+	record->reason = 0;
+	record->captured = length;
+	record->time_ns = w->call.time_ns;
+	record->socket = socket;
+	record->pid = w->call.pid;
+	record->tid = w->call.tid;
+	record->position = 0;
+	record->length = length;
+	if (send_up(ledger, record, sizeof(*record) + length))
+		ledger->announcements_lost++;
 }
 
 /* What a TLS connection begins with goes up until enough was seen; the client's random is remembered, for it names the
  * session (tls.h). Short: the first segment with bytes only. */
 static __always_inline void send_handshake(struct workspace *w, struct ledger *ledger, struct connection *connection) {
 	struct call *call = &w->call;
-	struct data_record *record = &w->record;
 	u8 direction = call->direction & 1;
 	u64 wanted = connection->hello_left[direction], offset = HELLO_BYTES - wanted;
 	u8 *text = w->payload;
@@ -688,25 +696,13 @@ static __always_inline void send_handshake(struct workspace *w, struct ledger *l
 		hello.direction = direction;
 		tls_hellos.update(&hello, &call->socket);
 	}
-	record->kind = RECORD_HANDSHAKE;
-	record->direction = direction;
-	record->flags = 0;
-	record->reason = 0;
-	record->captured = wanted;
-	record->time_ns = call->time_ns;
-	record->socket = call->socket;
-	record->pid = call->pid;
-	record->tid = call->tid;
-	record->position = call->first_position;
-	record->length = wanted;
 	connection->announced = 1;
-	if (send_up(ledger, record, sizeof(*record) + wanted))
-		ledger->announcements_lost++;
+	send_handshake_record(w, ledger, call->socket, direction, wanted);
 }
 
 
 /* A call on a connection of which it is not known what it speaks. */
-static __always_inline void decide(void *ctx, struct workspace *w, struct ledger *ledger, int probe) {
+static __always_inline void decide(void *ctx, struct workspace *w, struct ledger *ledger) {
 	struct connection *connection = connections.lookup(&w->call.socket);
 
 	if (!connection) {
@@ -714,22 +710,27 @@ static __always_inline void decide(void *ctx, struct workspace *w, struct ledger
 		return;
 	}
 	first_segment(&w->call);
-	if (connection->verdict == VERDICT_UNDECIDED && w->call.kind != KIND_NO_BYTES && judge(w, connection, probe)) {
-		go_on(ctx, PROGRAM_DELIVER, probe);
+	if (connection->verdict == VERDICT_UNDECIDED && w->call.kind != KIND_NO_BYTES && judge(w, connection)) {
+		programs.call(ctx, PROGRAM_DELIVER);
 		account(ledger, ROW_LOST, 1, w->call.total);
 		return;
 	}
 	account(ledger, row_of_verdict(connection->verdict), 1, w->call.total);
-	if (!probe && connection->hello_left[w->call.direction & 1] && w->call.kind != KIND_NO_BYTES)
+	if (!w->call.probe && connection->hello_left[w->call.direction & 1] && w->call.kind != KIND_NO_BYTES)
 		send_handshake(w, ledger, connection);
 }
 
 int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
+	struct workspaces *all = 0;
+	struct workspace *w = 0;
+	struct ledger *ledger = 0;
+	u32 place = find_place(&all, &w, &ledger);
 
+	if (!all)
+		return 0;
 	if (w && ledger)
-		decide(ctx, w, ledger, 0);
+		decide(ctx, w, ledger);
+	give_back(all, place);
 	return 0;
 }
 
@@ -767,11 +768,11 @@ static __always_inline void send_notice(u32 kind, void *file, u64 address) {
 	}
 	if (kind == NOTICE_MAPPED) {
 		struct file_id id = {.inode = notice.inode, .device = notice.device};
-		u8 one = 1;
+		u32 generation = read_u32(inode + OFFSET_inode__i_generation), *told = told_files.lookup(&id);
 
-		if (told_files.lookup(&id))
+		if (told && *told == generation)
 			return;
-		told_files.update(&id, &one);
+		told_files.update(&id, &generation);
 	}
 	if (notices.ringbuf_output(&notice, sizeof(notice), BPF_RB_NO_WAKEUP)) {
 		u32 zero = 0;
@@ -798,20 +799,6 @@ static __always_inline int on_mapping(u64 address, u64 protection, u32 descripto
 
 /* --- sys_exit ------------------------------------------------------------------------------------------------------ */
 
-/* accept and connect: from here on we know the connection from its first byte, and who is the client. */
-static __always_inline int on_new_socket(u32 descriptor, u8 role) {
-	void *task = CURRENT_TASK();
-	void *socket;
-	u64 inode;
-
-	if (LOAD_U32(task, OFFSET_task_struct__tgid) == AGENT_PID)
-		return 0;
-	inode = find_socket(task, &socket, descriptor);
-	if (inode)
-		remember(inode, socket, role, 1);
-	return 0;
-}
-
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	long result = (long)ctx->args[1];
 	void *task;
@@ -823,7 +810,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	u32 descriptor, flags = 0, kind, messages = 0, pid, i;
 	u64 at, inode;
 	void *socket;
-	u8 direction, reason = REASON_NONE;
+	u8 direction, reason = REASON_NONE, role = ROLE_UNKNOWN;
 
 	if (result < 0 && result != -EINPROGRESS)
 		return 0;
@@ -874,26 +861,23 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		break;
 	case CALL_MMAP:
 		return on_mapping(result, arguments.third, arguments.fifth);
+	/* connect and accept: from here on we know the connection from its first byte, and who is the client. */
 	case CALL_CONNECT:
-		return on_new_socket(descriptor, ROLE_CLIENT);
+		direction = DIRECTION_SEND, kind = KIND_OPENED, role = ROLE_CLIENT;
+		break;
 	case CALL_ACCEPT:
 	case CALL_ACCEPT4:
-		return on_new_socket(result, ROLE_SERVER);
+		direction = DIRECTION_RECV, kind = KIND_OPENED, role = ROLE_SERVER;
+		descriptor = result;
+		break;
 	case CALL_SHUTDOWN:
-		inode = find_socket(CURRENT_TASK(), &socket, descriptor);
-		connection = inode ? connections.lookup(&inode) : 0;
-		/* TCP: see on_set_state. */
-		if (connection && !connection->tcp && connection->owner && at <= SHUTDOWN_BOTH - 1)
-			send_closed(inode, bpf_ktime_get_ns(),
-				    at == 0   ? DIRECTION_RECV
-				    : at == 1 ? DIRECTION_SEND
-					      : DIRECTION_BOTH,
-				    0, connection->count[at == 0]);
-		return 0;
+		direction = at == 0 ? DIRECTION_RECV : at == 1 ? DIRECTION_SEND : DIRECTION_BOTH;
+		kind = KIND_SHUTDOWN;
+		break;
 	default:
 		return 0;
 	}
-	if (result < 0 || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
+	if ((result < 0 && kind != KIND_OPENED) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
 	task = CURRENT_TASK();
 	pid = LOAD_U32(task, OFFSET_task_struct__tgid);
@@ -911,14 +895,22 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	}
 	if (!inode)
 		return 0;
-	connection = connections.lookup(&inode);
+	connection = kind == KIND_OPENED ? 0 : connections.lookup(&inode);
+	if (kind == KIND_SHUTDOWN) {
+		/* TCP: see on_set_state. */
+		if (connection && !connection->tcp && connection->owner && at <= SHUTDOWN_BOTH - 1)
+			send_closed(inode, bpf_ktime_get_ns(), direction, 0, connection->count[at == 0]);
+		return 0;
+	}
 	if (!connection) {
-		if (!result)
+		if (!result && kind != KIND_OPENED)
 			return 0;
-		connection = remember(inode, socket, ROLE_UNKNOWN, 0);
+		connection = remember(inode, socket, role, kind == KIND_OPENED);
 		if (!connection)
 			return 0;
 	}
+	if (kind == KIND_OPENED)
+		return 0;
 
 	if (is_compat_call(task))
 		return 0;
@@ -1001,6 +993,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;
 	call->kind = kind;
 	call->reason = reason;
+	call->probe = 0;
 	call->second = at;
 	call->third = arguments.third;
 	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;

@@ -82,82 +82,20 @@ static __always_inline void count_found(u32 way) {
 		lock_xadd(&counters->found[way], 1);
 }
 
-/* --- workspaces ---------------------------------------------------------------------------------------------------- */
+/* --- places to work in ---------------------------------------------------------------------------------------------- */
 
-/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. */
-static __always_inline struct probe_slot *take_slot(u64 owner, struct ledger **ledger) {
-	u32 first = bpf_get_smp_processor_id() * SLOTS, i;
-
-#pragma unroll
-	for (i = 0; i < SLOTS; i++) {
-		u32 key = first + i;
-		struct probe_slot *slot = probe_slots.lookup(&key);
-
-		if (!slot)
-			return 0;
-		lock_xadd(&slot->taken, 1);
-		if (*(volatile u64 *)&slot->taken == 1) {
-			slot->owner = owner;
-			*ledger = probe_ledgers.lookup(&key);
-			return *ledger ? slot : 0;
-		}
-		lock_xadd(&slot->taken, -1);
-	}
-	return 0;
-}
-
-/* After a tail call: the slot that this thread has. */
-static __always_inline struct probe_slot *find_slot(struct ledger **ledger) {
-	u32 first = bpf_get_smp_processor_id() * SLOTS, i;
-	u64 owner = bpf_get_current_pid_tgid();
+/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. 0: none is free. */
+static __always_inline u32 take_place(struct workspaces *all, u64 thread) {
+	u32 i;
 
 #pragma unroll
-	for (i = 0; i < SLOTS; i++) {
-		u32 key = first + i;
-		struct probe_slot *slot = probe_slots.lookup(&key);
-
-		if (slot && slot->owner == owner) {
-			*ledger = probe_ledgers.lookup(&key);
-			return *ledger ? slot : 0;
+	for (i = 1; i < PLACES; i++) {
+		lock_xadd(&all->taken[i], 1);
+		if (*(volatile u64 *)&all->taken[i] == 1) {
+			all->owner[i] = thread;
+			return i;
 		}
-	}
-	return 0;
-}
-
-static __always_inline void give_back(struct probe_slot *slot) {
-	slot->owner = 0;
-	lock_xadd(&slot->taken, -1);
-}
-
-int on_probe_deliver(struct pt_regs *ctx) {
-	struct ledger *ledger;
-	struct probe_slot *slot = find_slot(&ledger);
-
-	if (slot) {
-		deliver(ctx, &slot->workspace, ledger, 1);
-		give_back(slot);
-	}
-	return 0;
-}
-
-int on_probe_undecided(struct pt_regs *ctx) {
-	struct ledger *ledger;
-	struct probe_slot *slot = find_slot(&ledger);
-
-	if (slot) {
-		decide(ctx, &slot->workspace, ledger, 1);
-		give_back(slot);
-	}
-	return 0;
-}
-
-int on_probe_long_call(struct pt_regs *ctx) {
-	struct ledger *ledger;
-	struct probe_slot *slot = find_slot(&ledger);
-
-	if (slot) {
-		continue_long_call(ctx, &slot->workspace, ledger, 1);
-		give_back(slot);
+		lock_xadd(&all->taken[i], -1);
 	}
 	return 0;
 }
@@ -344,21 +282,31 @@ static __always_inline u64 socket_number(const struct probe_hit *hit, u64 sessio
 /* Plaintext that was written or read goes on to the other programs. */
 static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hit, const struct plaintext *plaintext) {
 	u64 inside = socket_number(hit, plaintext->session, plaintext->inode), length = plaintext->length;
-	u8 direction = plaintext->direction, kind = plaintext->kind;
+	u8 direction = plaintext->direction, kind = plaintext->kind, first;
 	struct connection *connection;
-	struct probe_slot *slot;
+	struct workspaces *all;
+	struct workspace *w = 0;
 	struct ledger *ledger = 0;
 	struct call *call;
+	u32 cpu = bpf_get_smp_processor_id(), place;
 
 	if (length > 0x7fffffff)
 		return;
 	connection = connections.lookup(&inside);
-	if (!connection)
+	first = !connection;
+	if (first)
 		connection = remember_plaintext(hit, inside, plaintext->inode, plaintext->named);
 	if (!connection)
 		return;
-	slot = take_slot((u64)hit->pid << 32 | hit->tid, &ledger);
-	if (!slot) {
+	all = workspaces.lookup(&cpu);
+	if (!all)
+		return;
+	place = take_place(all, (u64)hit->pid << 32 | hit->tid);
+	if (place)
+		find_place(&all, &w, &ledger);
+	if (!all)
+		return;
+	if (!place || !w || !ledger) {
 		u32 zero = 0;
 		struct tls_counters *counters = tls_counts.lookup(&zero);
 
@@ -370,7 +318,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 		return;
 	}
 	account(ledger, ROW_TOTAL, 1, length);
-	call = &slot->workspace.call;
+	call = &w->call;
 	call->first_position = connection->count[direction & 1];
 	lock_xadd(&connection->count[direction & 1], (u32)length);
 #ifdef FILTER_PROCESS
@@ -390,6 +338,8 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->time_ns = bpf_ktime_get_ns();
 	call->pid = hit->pid;
 	call->tid = hit->tid;
+	if (first && plaintext->inode)
+		send_handshake_record(w, ledger, plaintext->inode, direction, 0); /* it is read, whatever it speaks */
 	if (!connection->owner && !connection->based) {
 		connection->based = 1;
 		connection->base[direction & 1] = call->first_position;
@@ -406,13 +356,14 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->contiguous = 0;
 	call->kind = kind;
 	call->reason = kind == KIND_NO_BYTES ? REASON_SENDFILE : REASON_NONE;
+	call->probe = 1;
 	call->second = plaintext->buffer;
 	call->third = 0;
 	call->count = 0;
 	probe_programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, length);
 done:
-	give_back(slot);
+	give_back(all, place);
 }
 
 static __always_inline struct tls_call *first_call(struct tls_caller *caller) {
@@ -529,20 +480,25 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 			break;
 		}
 	}
-	calls->depth = depth;
 	if (!found)
 		return;
+	calls->depth = depth;
 	__builtin_memcpy(&frame, &calls->frames[depth & (FRAMES - 1)], sizeof(frame));
 	if (!frame.session)
 		return;
-	/* The caller's own call got the inner one's system calls too. */
-	if (depth > 0 && frame.socket) {
+	length = frame.call == TLS_CALL_OTHER ? 0 : count_of(hit, &frame, &error);
+	if (depth > 0) {
 		struct tls_frame *outer = &calls->frames[(depth - 1) & (FRAMES - 1)];
 
-		if (outer->session == frame.session && !outer->socket)
-			outer->socket = frame.socket;
+		if (outer->session == frame.session) {
+			/* The outer call's system calls are those of the inner one. */
+			if (!outer->socket)
+				outer->socket = frame.socket;
+			/* gnutls_record_uncork writes again what was written while it was corked. */
+			if (outer->call == TLS_CALL_OTHER)
+				length = 0;
+		}
 	}
-	length = frame.call == TLS_CALL_OTHER ? 0 : count_of(hit, &frame, &error);
 	length = committed_once(hit, &frame, length, error);
 	moves = length > 0;
 	inode = find_session_socket(hit, frame.session, frame.socket, frame.call, &named, moves);

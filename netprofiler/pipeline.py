@@ -39,13 +39,15 @@ _ROLES: Final = {wire.ROLE_CLIENT: Role.CLIENT, wire.ROLE_SERVER: Role.SERVER}
 class _Outside:
     """The ciphertext of one socket."""
 
-    __slots__ = ("client_direction", "handshake", "link", "pid")
+    __slots__ = ("client_direction", "handshake", "is_read", "link", "pid")
 
     def __init__(self, pid: int, client_direction: int) -> None:
         self.pid = pid
         self.client_direction = client_direction
         """Whose bytes came first: a client speaks first."""
         self.handshake = Handshake()
+        self.is_read = False
+        """Plaintext of it was seen, whatever it speaks."""
         self.link: Link | None = None
         """Of the plaintext inside, once that was seen."""
 
@@ -213,6 +215,7 @@ class Pipeline:
             outside = self._outsides.get(socket)
             if outside is not None:
                 outside.link = link
+                outside.is_read = True
                 if link.role is None:
                     link.role = Role.CLIENT if outside.client_direction == wire.SEND else Role.SERVER
                 _tell(outside)
@@ -222,6 +225,10 @@ class Pipeline:
 
     def _handshake(self, event: wire.HandshakeCaptured) -> None:
         outside = self._outsides.get(event.socket)
+        if not event.payload:
+            if outside is not None:
+                outside.is_read = True
+            return
         if outside is None:
             if len(self._outsides) >= HANDSHAKES_MAX:
                 self._end_outside(next(iter(self._outsides)))
@@ -232,7 +239,7 @@ class Pipeline:
 
     def _end_outside(self, socket: int) -> None:
         outside = self._outsides.pop(socket, None)
-        if outside is not None and outside.link is None:
+        if outside is not None and not outside.is_read:
             self.shared.counters.tls_unread += 1
             if outside.pid in self.unread or len(self.unread) < UNREAD_MAX:
                 self.unread[outside.pid] = self.unread.get(outside.pid, 0) + 1

@@ -264,6 +264,8 @@ def build(event: wire.Event) -> bytes:
             return wire.build_opened(event)
         case wire.DataCaptured():
             return wire.build_data(event)
+        case wire.HandshakeCaptured():
+            return wire.build_handshake(event)
         case wire.ConnectionClosed():
             return wire.build_closed(event)
         case wire.ProcessSeen():

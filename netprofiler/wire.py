@@ -149,7 +149,7 @@ class DataCaptured:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeCaptured:
-    """What was sent or received on a socket that speaks TLS, from its beginning."""
+    """What was sent or received on a socket that speaks TLS, from its beginning; nothing: its plaintext is read."""
 
     time_ns: int
     socket: int

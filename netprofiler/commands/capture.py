@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -30,9 +31,11 @@ from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sinks.base import OutputClosed
 from netprofiler.sources.analysis import analyse
 from netprofiler.sources.discovery import Discovery
-from netprofiler.sources.kernel import Filters, KernelSource, monotonic_ns, wall_offset_ns
-from netprofiler.sources.processes import descendants, gone_unix_sockets
+from netprofiler.sources.kernel import FileProbes, Filters, KernelSource, monotonic_ns, wall_offset_ns
+from netprofiler.sources.probes import Finding
+from netprofiler.sources.processes import descendants, gone_unix_sockets, process_name
 from netprofiler.sources.sent_files import SentFiles
+from netprofiler.sources.unread import why_unread
 
 DRAIN_SECONDS: Final = 0.010
 """The ring is read this often; it holds much more than this. Rarer costs less CPU (25 ms: 1 us a record less at 2,000
@@ -45,6 +48,10 @@ TRICKLE_BYTES: Final = 64 * 1024
 """A round ends with a batch smaller than this: what comes in while we read is left for the next one."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+SETTLE_NS: Final = 500_000_000
+"""What runs already is looked through before `ready`, if that takes no longer; most of it was done while the compiler ran."""
+REASONS_MAX: Final = 32
+"""Processes of which it is said at the end why their TLS was not read."""
 HOUSEKEEPING_NS: Final = 1_000_000_000
 NICE: Final = -10
 """The agent competes with what it watches: it needs its share promptly, or the ring fills."""
@@ -66,6 +73,8 @@ class Source(Protocol):
     def refresh_executables(self) -> None: ...
 
     def notices(self) -> list[wire.Notice]: ...
+
+    def tls_counts(self) -> dict[str, int]: ...
 
 
 class Consumer(Protocol):
@@ -91,6 +100,9 @@ class Consumer(Protocol):
         """UNIX sockets (inode) that are open as far as it knows → the pid that used it last. The kernel side does not
         see these close.
         """
+
+    def unread(self) -> dict[int, int]:
+        """Processes (pid) → their TLS connections that have ended and could not be read."""
 
     def forget(self, inodes: list[int], now_ns: int) -> None:
         """Of those, these are gone."""
@@ -122,6 +134,10 @@ class Capture:
         self._stop = False
         self._reopen = False
         self._discovery: Discovery | None = None
+        self._source: KernelSource | None = None
+        self._notices_lost = 0
+        self._reasons: dict[int, tuple[str, str]] = {}
+        """Processes with TLS that is not read → name and reason, asked while they live."""
         self._child: subprocess.Popen[bytes] | None = None
 
     def _on_stop(self, signum: int, _frame: FrameType | None) -> None:
@@ -142,6 +158,9 @@ class Capture:
             self._child = start_stopped(config.command)
             filters = replace(filters, pids=(*filters.pids, self._child.pid))
         try:
+            if config.tls:
+                self._discovery = Discovery(analyse, self._attach_file, self._forget_file)
+                self._discovery.prepare()
             return self._run(KernelSource(filters, tls=config.tls), consumer)
         except BaseException:
             if self._child is not None:
@@ -153,12 +172,15 @@ class Capture:
         with contextlib.suppress(OSError):
             os.nice(NICE)
         prepare_interpreter()
-        discovery = Discovery(analyse, source.attach_file, source.forget_file) if self._config.tls else None
-        self._discovery = discovery
+        self._source = source
+        discovery = self._discovery
         try:
             source.attach()
             if discovery is not None:
                 discovery.start()
+                if discovery.descriptor >= 0:
+                    source.wake_for(discovery.descriptor)
+                self._settle(discovery)
             self._log.ready(self._attached(source))
             notify_systemd("READY=1")
             if self._child is not None:
@@ -171,6 +193,11 @@ class Capture:
             notify_systemd("STOPPING=1")
             with contextlib.suppress(OutputClosed):
                 self.end(source, consumer)
+            for pid, count in consumer.unread().items():
+                if pid in self._reasons:
+                    name, reason = self._reasons[pid]
+                    connections = "1 TLS connection" if count == 1 else f"{count} TLS connections"
+                    self._log.warn(f"not read: {connections} of process {pid} ({name}): {reason}")
         finally:
             if discovery is not None:
                 discovery.close()
@@ -183,6 +210,22 @@ class Capture:
                 f"and {lost} announcements"
             )
         return Ended(rows, lost)
+
+    def _attach_file(self, path: str, finding: Finding) -> FileProbes:
+        assert self._source is not None
+        return self._source.attach_file(path, finding)
+
+    def _forget_file(self, device: int, inode: int) -> None:
+        assert self._source is not None
+        self._source.forget_file(device, inode)
+
+    def _settle(self, discovery: Discovery) -> None:
+        until_ns = monotonic_ns() + SETTLE_NS
+        while not self._stop and monotonic_ns() < until_ns:
+            discovery.poll()
+            if discovery.settled:
+                return
+            time.sleep(0.002)
 
     def _attached(self, source: KernelSource) -> str:
         """For the line `ready`."""
@@ -271,6 +314,14 @@ class Capture:
         return self._sent_files.read(file, min(length, self._sent_file_bytes), time_ns + self._offset_ns)
 
     def _keep_house(self, source: Source, consumer: Consumer, now_ns: int) -> None:
+        if self._discovery is not None:
+            lost = source.tls_counts()["notices_lost"]
+            if lost > self._notices_lost:
+                self._notices_lost = lost
+                self._discovery.events_lost()
+            for pid in consumer.unread():
+                if pid not in self._reasons and len(self._reasons) < REASONS_MAX:
+                    self._reasons[pid] = (process_name(pid), why_unread(pid, self._discovery.describe(pid)))
         source.refresh_executables()
         self._sent_files.expire(now_ns + self._offset_ns)
         owners = consumer.unix_owners()

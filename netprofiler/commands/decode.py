@@ -63,9 +63,10 @@ def describe(event: wire.Event) -> str:
                 where = f"{_place(event.local_ip, event.local_port)} > {_place(event.remote_ip, event.remote_port)}"
             who = "seen from outside" if event.passive else f"pid={event.pid}"
             role = _ROLES[event.role] if event.role < len(_ROLES) else f"role={event.role}"
+            inside = f" tls={wire.LIBRARIES[event.library]}" if event.library else ""
             return (
                 f"opened  {_socket(event.socket)} {who} {role} {'fresh' if event.fresh else 'joined'} {where} "
-                f"send@{event.send_position} recv@{event.recv_position}{' counted' if event.counted else ''}"
+                f"send@{event.send_position} recv@{event.recv_position}{' counted' if event.counted else ''}{inside}"
             )
         case wire.DataCaptured():
             words = [
@@ -81,6 +82,9 @@ def describe(event: wire.Event) -> str:
             elif event.payload:
                 words.append(f" {escaped_bytes(event.payload[:SHOWN_BYTES])}")
             return " ".join(word for word in words if word)
+        case wire.HandshakeCaptured():
+            what = f"{len(event.payload)} bytes of a handshake" if event.payload else "its plaintext is read"
+            return f"tls     {_socket(event.socket)} pid={event.pid} {_DIRECTIONS[event.direction]} {what}"
         case wire.ConnectionClosed():
             direction = _DIRECTIONS[event.direction] if event.direction < len(_DIRECTIONS) else "?"
             return f"closed  {_socket(event.socket)} {direction} {'gone ' if event.gone else ''}@{event.position}"
@@ -91,6 +95,9 @@ def describe(event: wire.Event) -> str:
 
 
 def _socket(number: int | None) -> str:
+    """``tls=`` is the plaintext inside of the socket of that number."""
+    if number is not None and number & wire.SOCKET_TLS:
+        return f"tls={number & ~wire.SOCKET_TLS:<11}"
     return f"sock={'-' if number is None else number:<10}"
 
 

@@ -34,8 +34,10 @@ SOCKETS_SHOWN: Final = 50
 UNREAD_SHOWN: Final = 10
 """As above."""
 SECONDS_MAX: Final = 3600.0
-SETTLE_SECONDS: Final = 10.0
-"""The look begins when all files of all processes were looked into, or after so long."""
+SETTLE_SECONDS: Final = 3.0
+"""`--seconds` counts from when all files of all processes were looked into, or from after so long: where processes begin
+all the time, there is always one to be looked into.
+"""
 _ROUND_SECONDS: Final = 0.010
 
 ROW_MEANINGS: Final = {
@@ -58,11 +60,11 @@ ROW_MEANINGS: Final = {
 """The rows of the ledger in a few words; docs/ledger.md has more."""
 
 FOUND_MEANINGS: Final = {
-    "session": "known from an earlier call",
+    "session": "known from an earlier call of the session, such as its handshake",
     "hello": "the random of the ClientHello",
     "descriptor": "the descriptor in the library's object",
     "call": "the system calls inside of the library's call",
-    "not_found": "not found: their records have no addresses",
+    "not_found": "not found, or of a process that is not watched",
 }
 """How the sockets of calls with plaintext were found, by the names of `KernelSource.tls_counts`."""
 
@@ -89,6 +91,7 @@ class Look:
     """What a look of some seconds brought."""
 
     seconds: float
+    """From attaching to detaching: what was asked for, and before that the time in which files were looked into."""
     requests: int
     responses: int
     unpaired: int
@@ -243,10 +246,10 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
         take()
         give_reasons()
 
-    def give_reasons() -> None:
-        """At once: the process may end."""
+    def give_reasons(*, at_the_end: bool = False) -> None:
+        """At once, for the process may end; and again at the end, when all is known of those that live."""
         for unread in pipeline.unread:
-            if unread not in reasons:
+            if unread not in reasons or (at_the_end and (PROC / str(unread)).exists()):
                 reasons[unread] = why_unread(unread, discovery.describe(unread))
 
     def take() -> None:
@@ -267,19 +270,21 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
 
     try:
         source.attach()
+        start_ns = monotonic_ns()
         discovery.start()
         go_on(monotonic_ns() + int(SETTLE_SECONDS * 1e9), until_settled=True)
         go_on(monotonic_ns() + int(seconds * 1e9))
         files = discovery.describe(pid)
         source.detach()
+        elapsed_ns = monotonic_ns() - start_ns
         read_all()
         pipeline.drain(monotonic_ns())
         take()
-        give_reasons()
+        give_reasons(at_the_end=True)
         found = {name: count for name, count in source.tls_counts().items() if count and name in FOUND_MEANINGS}
         counters = pipeline.counters
         look = Look(
-            seconds,
+            round(elapsed_ns / 1e9, 1),
             requests,
             responses,
             counters.unpaired,
@@ -431,9 +436,9 @@ def _look_lines(look: Look) -> list[str]:
     if len(lines) == 1:
         lines.append("  it sent and received nothing on TCP and UNIX stream sockets")
     if look.found:
-        lines.append("  sockets of plaintext, of all processes of this host, by:")
+        lines.append("  how the sockets of plaintext were found, in all processes of this host:")
         lines += [
-            f"  {'':10} {look.found[name]:>18} {'calls':>8}        {meaning}"
+            f"  {'':28} {look.found[name]:>8} calls  {meaning}"
             for name, meaning in FOUND_MEANINGS.items()
             if name in look.found
         ]

@@ -63,6 +63,9 @@ class Live:
     def unix_owners(self) -> dict[int, int]:
         return self._pipeline.unix_owners
 
+    def unread(self) -> dict[int, int]:
+        return self._pipeline.unread
+
     def forget(self, inodes: list[int], now_ns: int) -> None:
         for inode in inodes:
             self._pipeline.forget(inode, now_ns)

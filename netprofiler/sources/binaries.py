@@ -86,6 +86,8 @@ def look_into(pid: int, mapping: Mapping, analyse: Callable[[str], Analysis], pr
         if not read_content(descriptors[1]):
             return FileFacts(mapping.path, State.NOTHING)
         analysis = analyse(f"/proc/{os.getpid()}/fd/{descriptors[1]}")
+    except FileNotFoundError:  # the process has ended, or has unmapped it
+        return FileFacts(mapping.path, None)
     except OSError as error:
         return FileFacts(
             mapping.path, State.FAILED, f"it cannot be read: {errno.errorcode.get(error.errno or 0, 'unreadable')}"

@@ -230,7 +230,12 @@ class _Done:
     """The survey is over."""
 
 
-_Job = _Look | _Survey | _Search
+@dataclass(frozen=True, slots=True)
+class _Prepare:
+    """Analyse what will be looked at, ahead of time."""
+
+
+_Job = _Look | _Survey | _Search | _Prepare
 _Result = _Seen | _Users | _Done
 
 _GONE: Final = "gone"
@@ -245,13 +250,16 @@ class _Worker:
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.results: queue.Queue[_Result] = queue.Queue(RESULTS_MAX)
         self._analyses: OrderedDict[bytes, Analysis] = OrderedDict()
+        self._prepared: dict[Key, _Known] = {}
+        self._preparing = threading.Event()
         self.analysed = 0
         """Files that had to be analysed, for tests."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def stop(self) -> None:
         """The job under way is not waited for long: a thread that hangs in a file must not keep the agent from ending."""
@@ -262,17 +270,67 @@ class _Worker:
 
     def _run(self) -> None:
         while (job := self.jobs.get()) is not None:
-            if self._stop.is_set():
-                if isinstance(job, _Look) and job.descriptor >= 0:
-                    os.close(job.descriptor)
-                continue
-            match job:
-                case _Look():
-                    self._put(self._look(job))
-                case _Survey():
-                    self._survey(job.known)
-                case _Search():
-                    self._put(_Users(find_users(job.keys)))
+            self._do(job)
+
+    def _do(self, job: _Job) -> None:
+        if self._stop.is_set():
+            if isinstance(job, _Look) and job.descriptor >= 0:
+                os.close(job.descriptor)
+            return
+        match job:
+            case _Look():
+                self._put(self._look(job))
+            case _Survey():
+                self._survey(job.known)
+            case _Prepare():
+                self._prepare()
+            case _Search():
+                self._put(_Users(find_users(job.keys)))
+
+    def prepare(self) -> None:
+        """Begin with what `look` and a survey will need, while the owner is busy with something else."""
+        self._preparing.set()
+        self.jobs.put(_Prepare())
+
+    def end_preparing(self) -> None:
+        """What is prepared is enough: the file under way is finished."""
+        self._preparing.clear()
+
+    def _prepare(self) -> None:
+        for root in _roots():
+            for path in linked_tls_libraries(root):
+                if not self._preparing.is_set():
+                    return
+                try:
+                    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                except OSError:
+                    continue
+                try:
+                    self._drop(self.look(handle, ()))
+                finally:
+                    os.close(handle)
+        _, mappings = _mapped_files()
+        for key in sorted(mappings, key=lambda key: not _LIKE_TLS.search(mappings[key][0][1].path)):
+            if not self._preparing.is_set():
+                return
+            pid, mapping = mappings[key][0]
+            seen = self._look(_Look(key, pid, address=mapping.start))
+            if seen.stamp is not None:
+                self._prepared[key] = (seen.stamp, seen.digest, seen.analysis)
+            self._drop(seen)
+
+    def _drop(self, seen: _Seen) -> None:
+        if seen.descriptor >= 0:
+            os.close(seen.descriptor)
+
+    def _do_what_came(self) -> None:
+        """What just began may soon end; what the survey looks at has been there for long."""
+        while not self.jobs.empty():
+            job = self.jobs.get()
+            if job is None:
+                self.jobs.put(None)
+                return
+            self._do(job)
 
     def _put(self, result: _Result) -> None:
         while not self._stop.is_set():
@@ -285,23 +343,12 @@ class _Worker:
             os.close(result.descriptor)
 
     def _survey(self, known: dict[Key, _Known]) -> None:
-        mappings: dict[Key, list[tuple[int, Mapping]]] = {}
-        users: dict[Key, set[int]] = {}
-        own = os.getpid()
-        for pid in processes():
-            if pid == own:
-                continue
-            for mapping in parse_maps(read_maps(pid)):
-                key = mapping.key
-                if key not in users:
-                    if len(users) >= FILES_MAX:
-                        continue
-                    users[key], mappings[key] = set(), []
-                users[key].add(pid)
-                if len(mappings[key]) < SURVEY_TRIES:
-                    mappings[key].append((pid, mapping))
+        known = {**self._prepared, **known}
+        self._prepared = {}
+        users, mappings = _mapped_files()
         # What is called like a TLS library first.
         for key in sorted(users, key=lambda key: not _LIKE_TLS.search(mappings[key][0][1].path)):
+            self._do_what_came()
             for pid, mapping in mappings[key]:
                 if self._stop.is_set():
                     return
@@ -380,6 +427,37 @@ class _Worker:
         return digest, analysis
 
 
+def _roots() -> list[Path]:
+    """Our root directory, and the host's where we are in a container."""
+    host = PROC / "1/root"
+    try:
+        if not os.path.samefile(host, "/"):
+            return [Path("/"), host]
+    except OSError:
+        pass
+    return [Path("/")]
+
+
+def _mapped_files() -> tuple[dict[Key, set[int]], dict[Key, list[tuple[int, Mapping]]]]:
+    """Every file that a process has mapped to be executed → its users, and some of its mappings."""
+    mappings: dict[Key, list[tuple[int, Mapping]]] = {}
+    users: dict[Key, set[int]] = {}
+    own = os.getpid()
+    for pid in processes():
+        if pid == own:
+            continue
+        for mapping in parse_maps(read_maps(pid)):
+            key = mapping.key
+            if key not in users:
+                if len(users) >= FILES_MAX:
+                    continue
+                users[key], mappings[key] = set(), []
+            users[key].add(pid)
+            if len(mappings[key]) < SURVEY_TRIES:
+                mappings[key].append((pid, mapping))
+    return users, mappings
+
+
 def _open_mapping(look: _Look) -> int | None:
     """The file that a process has mapped: replaced or deleted ones too, whatever its mount namespace."""
     mappings = [mapping for mapping in parse_maps(read_maps(look.pid)) if mapping.key[1] == look.key[1]]
@@ -436,16 +514,17 @@ class Discovery:
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Has the worker analyse what `start` will need. Nothing is attached: the kernel side need not be there yet."""
+        self._worker.start()
+        self._worker.prepare()
+
     def start(self) -> None:
-        """Attaches the libraries of the linker's cache, then has the worker look at what runs."""
-        roots = [Path("/")]
-        host = PROC / "1/root"  # the agent may live in a container
-        try:
-            if not os.path.samefile(host, "/"):
-                roots.append(host)
-        except OSError:
-            pass
-        for root in roots:
+        """Attaches the libraries of the linker's cache, then has the worker look at what runs. Events are told from before
+        this call on.
+        """
+        self._worker.end_preparing()
+        for root in _roots():
             for path in linked_tls_libraries(root):
                 self._attach_permanently(path)
         self._worker.start()
@@ -639,8 +718,11 @@ class Discovery:
     def _join_living(self, file: _File, pids: Iterable[int]) -> None:
         """The worker found these to use the file. Those that ended since were told of already, and will not be again."""
         for pid in pids:
-            if (PROC / str(pid)).exists():
-                self._join(file, pid)
+            try:
+                os.readlink(PROC / str(pid) / "exe")  # a zombie has none
+            except OSError:
+                continue
+            self._join(file, pid)
 
     def _disown(self, file: _File) -> None:
         """Its users need not be known."""

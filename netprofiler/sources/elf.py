@@ -249,7 +249,7 @@ class Image:
 
     def imported(self, address: int) -> str:
         """The name of the function whose PLT stub is at `address`; empty where there is none."""
-        code = self.read(address, 16)
+        code = self.read(address, 16) if address >= 0 else b""
         if code.startswith(b"\xf3\x0f\x1e\xfa"):  # endbr64
             code, address = code[4:], address + 4
         if code.startswith(b"\xf2"):  # bnd

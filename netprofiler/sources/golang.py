@@ -144,8 +144,10 @@ class _Elf:
     def find(self, pattern: bytes, start: int, end: int) -> int:
         """Offset of the first occurrence between two offsets; -1: none."""
         start, end = max(start, 0), min(end, self.size)
+        if start >= end:
+            return -1
         bound = min(end, start + SCANNED_BYTES_MAX - self._scanned)
-        at = self.image.find(pattern, start, bound) if start < bound else -1
+        at = self.image.find(pattern, start, bound)
         self._scanned += (bound if at < 0 else at) - start
         self._searches += 1
         if (at < 0 and bound < end) or self._searches > SEARCHES_MAX:
@@ -269,7 +271,7 @@ def analyse_go(image: Image) -> Finding | None:
 
 def _refused(image: Image, version: str, problem: str) -> Finding | None:
     """Of a file that cannot be read: is it Go with crypto/tls at all?"""
-    end = min(len(image), SCANNED_BYTES_MAX // 8)
+    end = min(len(image), SCANNED_BYTES_MAX // 2)
     if image.find(_BUILD_INFO, 0, end) < 0 or image.find(_WRITE.encode(), 0, end) < 0:
         return None
     return Finding(Library.GO, version, problem=problem)

@@ -387,12 +387,7 @@ class State:
             self._set(name, plus(self.registers.get(name), number))
         elif operation == x86.X86_INS_XOR and _is_same_register(operands):
             self._set(_REGISTERS.get(operands[0].reg, ""), Constant(0))
-        elif (
-            operation == x86.X86_INS_OR
-            and operands[0].type == x86.X86_OP_REG
-            and operands[1].type == x86.X86_OP_IMM
-            and operands[1].imm == -1
-        ):
+        elif operation == x86.X86_INS_OR and _is_all_ones(operands):
             self._set(_REGISTERS.get(operands[0].reg, ""), Constant((1 << 64) - 1))
         elif operation not in _WIDENS:
             for operand in operands[:1]:
@@ -410,3 +405,12 @@ def _is_register_and_number(operands: list[Any]) -> bool:
 def _is_same_register(operands: list[Any]) -> bool:
     one, other = operands
     return bool(one.type == other.type == x86.X86_OP_REG and one.reg == other.reg and one.size >= 4)
+
+
+def _is_all_ones(operands: list[Any]) -> bool:
+    """`or $-1,%register`, a short way to say -1."""
+    into, number = operands
+    mask = (1 << 8 * into.size) - 1
+    return bool(
+        into.type == x86.X86_OP_REG and into.size >= 4 and number.type == x86.X86_OP_IMM and number.imm & mask == mask
+    )

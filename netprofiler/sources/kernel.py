@@ -32,7 +32,14 @@ from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources.bcc_import import load_bcc
 from netprofiler.sources.btf import member_offsets
 from netprofiler.sources.probes import Finding, Layout
-from netprofiler.sources.uprobes import TRACE_UPROBE_MULTI, AttachError, UprobeLink, attach_probes
+from netprofiler.sources.uprobes import (
+    TRACE_UPROBE_MULTI,
+    AttachError,
+    UprobeLink,
+    attach_probes,
+    load_probe_program,
+    replace_map,
+)
 
 RING_BYTES: Final = 16 * 1024 * 1024
 """Half a second of a server at 40,000 exchanges/s, or some 15 ms of large bodies at memory speed. It counts as resident
@@ -72,7 +79,6 @@ CONTROL_IGNORE: Final = 1
 CONTROL_SKIP: Final = (2, 4)
 
 PROBE: Final = b"on_probe"
-PROBE_TAIL_CALLED: Final = (b"on_probe_deliver", b"on_probe_undecided", b"on_probe_long_call")
 
 INCLUDE: Final = 1
 EXCLUDE: Final = 2
@@ -104,14 +110,17 @@ def find_bpf() -> Path:
     raise CommandError("the BPF sources are missing from this installation", remedy="install netprofiler again")
 
 
-def assemble(bpf: Path) -> str:
+def assemble(bpf: Path, *, tls: bool = True) -> str:
     """The one unit: BCC rewrites map calls in the main file only, so our own includes are put in place."""
+    text = (bpf / "netprofiler.c").read_text()
+    if not tls:
+        text = text.replace('#include "tls.h"\n', "")
 
     def include(match: re.Match[str]) -> str:
         name = match[1]
         return f'#line 1 "{name}"\n{(bpf / name).read_text()}'
 
-    return re.sub(r'^#include "(\w+\.h)"\n', include, (bpf / "netprofiler.c").read_text(), flags=re.MULTILINE)
+    return re.sub(r'^#include "(\w+\.h)"\n', include, text, flags=re.MULTILINE)
 
 
 def needed_offsets(text: str) -> list[str]:
@@ -215,7 +224,7 @@ class KernelSource:
     def __init__(self, filters: Filters, *, tls: bool = True, direct_reads: bool = True) -> None:
         check_host()
         bpf_dir = find_bpf()
-        text = assemble(bpf_dir)
+        text = assemble(bpf_dir, tls=tls)
         offsets = member_offsets(needed_offsets(text))
         bcc = load_bcc()
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir)
@@ -238,7 +247,7 @@ class KernelSource:
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
         flags += _filter_flags(filters)
         self._filters = filters
-        self._probes_wanted = tls
+        self._tls = tls
         follows_forks = bool(filters.pids or filters.exclude_pids)
         self._tracepoints = {
             tracepoint: name
@@ -258,8 +267,8 @@ class KernelSource:
         self.direct_reads = direct_reads
         for index, name in enumerate(TAIL_CALLED):
             self._bpf[b"programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
-        for index, name in enumerate(PROBE_TAIL_CALLED if tls else ()):
-            self._bpf[b"probe_programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
+        for index, descriptor in enumerate(self._behind_probes):
+            self._bpf[b"probe_programs"][ctypes.c_int(index)] = ctypes.c_int(descriptor)
         self._set_filters(filters)
         self._controls: Any = self._bpf[b"controls"]
         self._attached = False
@@ -270,14 +279,15 @@ class KernelSource:
     def _compile(self, bcc: Any, text: str, flags: list[str]) -> None:
         messages: list[str] = []
         self._programs: dict[bytes, Any] = {}
+        self._behind_probes: list[int] = []
         try:
             with _quiet_stderr(messages):
                 self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
                 for name in (*self._tracepoints.values(), *TAIL_CALLED):
                     self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
-                if self._probes_wanted:
-                    for name in (PROBE, *PROBE_TAIL_CALLED):
-                        self._programs[name] = self._bpf.load_func(name, bcc.BPF.KPROBE, attach_type=TRACE_UPROBE_MULTI)
+                if self._tls:
+                    self._programs[PROBE] = self._bpf.load_func(PROBE, bcc.BPF.KPROBE, attach_type=TRACE_UPROBE_MULTI)
+                    self._load_behind_probes(bcc)
         except Exception as error:  # BCC raises plain Exception for all that goes wrong
             detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
             raise CommandError(
@@ -285,6 +295,14 @@ class KernelSource:
                 ExitCode.HOST,
                 remedy="see `netprofiler doctor`",
             ) from error
+
+    def _load_behind_probes(self, bcc: Any) -> None:
+        """The programs that sys_exit calls, again as programs for probes: what they call next is in another prog array."""
+        programs, instead = self._bpf[b"programs"].map_fd, self._bpf[b"probe_programs"].map_fd
+        for name in TAIL_CALLED:
+            size = bcc.lib.bpf_function_size(self._bpf.module, name)
+            code = ctypes.string_at(bcc.lib.bpf_function_start(self._bpf.module, name), size)
+            self._behind_probes.append(load_probe_program(replace_map(code, programs, instead)))
 
     # --- filters -----------------------------------------------------------------------------------------------------
 
@@ -405,6 +423,8 @@ class KernelSource:
         self._epoll.close()
         self._events.close()
         self._notices.close()
+        for descriptor in self._behind_probes:
+            os.close(descriptor)
         with _quiet_stderr([]):
             self._bpf.cleanup()
 
@@ -416,6 +436,10 @@ class KernelSource:
         self._epoll = select.epoll()
         # Edge-triggered: it answers to a wake-up, not to there being something.
         self._epoll.register(self._bpf[b"events"].map_fd, select.EPOLLIN | select.EPOLLET)
+
+    def wake_for(self, descriptor: int) -> None:
+        """`wait` ends early when this descriptor is readable."""
+        self._epoll.register(descriptor, select.EPOLLIN)
 
     def wait(self, seconds: float) -> None:
         """Until a CPU has written much, or the time is over."""
@@ -436,7 +460,7 @@ class KernelSource:
 
     def ledger(self) -> dict[str, Row]:
         rows = {name: Row() for name in KERNEL_ROWS}
-        for ledger in (*self._bpf[b"ledgers"][ctypes.c_int(0)], *self._bpf[b"probe_ledgers"].values()):
+        for ledger in self._bpf[b"ledgers"].values():
             for name, row in zip(KERNEL_ROWS, ledger.rows, strict=True):
                 rows[name].calls += row.calls
                 rows[name].bytes += row.bytes
@@ -447,7 +471,7 @@ class KernelSource:
         return rows
 
     def announcements_lost(self) -> int:
-        return sum(of_cpu.announcements_lost for of_cpu in self._bpf[b"ledgers"][ctypes.c_int(0)])
+        return sum(ledger.announcements_lost for ledger in self._bpf[b"ledgers"].values())
 
     def command(self, command: Command) -> None:
         """Carry out what the pipeline found out."""

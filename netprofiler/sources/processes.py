@@ -13,6 +13,14 @@ from pathlib import Path
 PROC = Path("/proc")
 
 
+def process_name(pid: int, proc: Path = PROC) -> str:
+    """Its comm; ``?`` where it is gone."""
+    try:
+        return (proc / str(pid) / "comm").read_text(errors="backslashreplace").rstrip("\n")
+    except OSError:
+        return "?"
+
+
 def descendants(pid: int) -> list[int]:
     """The children of a process, theirs, and so on."""
     children: dict[int, list[int]] = {}

@@ -467,6 +467,8 @@ def _behind_inner_call(code: Code, function: Function, kind: _Kind) -> dict[int,
     inner: dict[int, int] = {}
     sites: dict[int, int] = {}
     unclear = False
+    passed_on: set[int] = set()
+    """Calls whose result is returned: the arguments may also still be in their registers when another one is called."""
 
     def at(instruction: Instruction, state: State) -> bool:
         nonlocal unclear
@@ -476,16 +478,19 @@ def _behind_inner_call(code: Code, function: Function, kind: _Kind) -> dict[int,
                 unclear |= sites.setdefault(instruction.address, displacement) != displacement
                 return True
         top = state.stack_pointer
-        if instruction.is_call and top is not None:
+        if instruction.is_call and top is not None and not code.imported(instruction.target):
             passed = [state.registers.get(name) for name in ARGUMENTS]
             if passed[0] == Argument(0) and Argument(1) in passed:
                 if kind.result is Result.AX and isinstance(count := passed[3], Stack):
                     inner[instruction.address] = count.offset
-                elif kind.result is Result.POINTER and Argument(3) in (*passed, state.stack.get(top)):
+                elif instruction.address in passed_on and Argument(3) in (*passed, state.stack.get(top)):
                     inner[instruction.address] = 0
         return False
 
     try:
+        if kind.result is Result.POINTER:
+            values = returned(code, Symbol(function.entry, 0))
+            passed_on = {value.address for value in values if isinstance(value, Returned)}
         for way in ways(code, Symbol(function.entry, 0), at, whole=True):
             result = way.state.registers.get("rax")
             unclear |= not (isinstance(result, Constant) and signed32(result.number) <= 0)

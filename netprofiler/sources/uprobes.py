@@ -27,6 +27,11 @@ from typing import Final
 from netprofiler.sources.probes import Probe
 
 _BPF_CALLS: Final = {"x86_64": 321, "aarch64": 280}
+_PROG_LOAD: Final = 5
+_PROG_TYPE_KPROBE: Final = 2
+_INSTRUCTION: Final = struct.Struct("<BBhi")
+_LOAD_IMM64: Final = 0x18
+_PSEUDO_MAP_FD: Final = 1
 _LINK_CREATE: Final = 28  # enum bpf_cmd of <linux/bpf.h>
 CLOSERS: Final = 16
 """Threads that take probes away."""
@@ -124,6 +129,34 @@ def close_links(links: Sequence[UprobeLink]) -> None:
     with ThreadPoolExecutor(min(len(links), CLOSERS), "detach") as closers:
         for link in links:
             closers.submit(link.close)
+
+
+def replace_map(code: bytes, descriptor: int, instead: int) -> bytes:
+    """BPF instructions with another map in the place of one."""
+    out = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        operation, registers, _, number = _INSTRUCTION.unpack_from(code, at)
+        if operation == _LOAD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD and number == descriptor:
+            _INSTRUCTION.pack_into(out, at, operation, registers, 0, instead)
+    return bytes(out)
+
+
+def load_probe_program(code: bytes) -> int:
+    """A descriptor of the program, of the type that probes and what they tail-call must have. Raises OSError."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    text = ctypes.create_string_buffer(b"GPL")
+    # type, number of instructions, instructions, license; no log; at 68 the expected attach type
+    attributes = struct.pack(
+        "<IIQQIIQII16sII",
+        *(_PROG_TYPE_KPROBE, len(code) // _INSTRUCTION.size),
+        *(ctypes.addressof(instructions), ctypes.addressof(text)),
+        *(0, 0, 0, 0, 0),
+        *(b"", 0, TRACE_UPROBE_MULTI),
+    )
+    descriptor, error = _bpf(_PROG_LOAD, attributes)
+    if descriptor < 0:
+        raise OSError(error, f"the kernel refused a program behind the probes: {os.strerror(error)}")
+    return descriptor
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, int]:

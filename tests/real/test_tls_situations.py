@@ -112,6 +112,141 @@ def judge(
     return at_client, at_server
 
 
+BEFORE = 2
+"""Exchanges before the agent: one on each of the two connections that Node's client has."""
+
+
+def joined_plan() -> list[Ask]:
+    """For the small servers; no HEAD, because undici closes its connection after one."""
+    plan = [Ask("GET", f"/bytes/{n}", 200, pattern(n, f"/bytes/{n}")) for n in (10, 20)]
+    for number in range(COUNT):
+        body = pattern(number * 1111, f"joined{number}") if number % 3 else b""
+        size = number * 777
+        if body:
+            plan.append(Ask("POST", f"/echo?{number}", 200, body, body))
+        else:
+            plan.append(Ask("GET", f"/bytes/{size}?{number}", 200, pattern(size, f"/bytes/{size}")))
+    return plan
+
+
+def files_plan(root: Path) -> list[Ask]:
+    (root / "f").mkdir(parents=True)
+    plan = []
+    for number in range(BEFORE + COUNT):
+        body = pattern(number * 777, f"file{number}")
+        (root / "f" / str(number)).write_bytes(body)
+        plan.append(Ask("GET", f"/f/{number}", 200, body))
+    return plan
+
+
+JOINED = ("ssl", "asyncio", "node", "nginx", "haproxy")
+MEMORY = frozenset({("client", "asyncio"), ("server", "asyncio"), ("client", "node"), ("server", "node")})
+"""Where OpenSSL never saw the socket, and the ClientHello went by before the agent: the addresses may be absent."""
+IN_A_CALL = frozenset({("server", "ssl")})
+"""Where a thread waits in SSL_read when the agent comes: what that call returns, the first request, nobody saw."""
+
+
+# The first test of the module, so that its programs are not seen by the agent that the others share.
+def test_connections_that_were_there_before_the_agent(directory: Path, certificates: Certificates) -> None:
+    """Each of the five has a connection with exchanges on it; the agent comes; the other 23 are exact. Of the handshake nothing is known."""
+    ports = {name: free_port() for name in JOINED}
+    upstream = free_port()
+    files = files_plan(directory / "root")
+    plans = {name: files if name == "nginx" else joined_plan() for name in JOINED}
+    [env, node] = require("env", "node")
+    access_logs = {"nginx": directory / "access.log"}
+    with contextlib.ExitStack() as stack:
+        plain: list[str | Path] = [PYTHON, SCRIPTS / "http_server.py", str(upstream), "HTTP/1.1"]
+        stack.enter_context(Program(plain, directory, name="plain", address=("127.0.0.1", upstream)))
+        server_of = {
+            "ssl": tls_servers.python_server(directory, ports["ssl"], certificates, "http.server"),
+            "asyncio": tls_servers.python_server(directory, ports["asyncio"], certificates, "asyncio"),
+            "node": tls_servers.node_server(directory, ports["node"], certificates),
+            "nginx": tls_servers.nginx(directory, ports["nginx"], certificates, directory / "root"),
+            "haproxy": tls_servers.haproxy(directory, ports["haproxy"], upstream, certificates),
+        }
+        for server in server_of.values():
+            stack.enter_context(server)
+        talkers: dict[str, Talker] = {}
+        for name, port in ports.items():
+            plan = directory / f"plan-{name}"
+            plan.write_text(json.dumps([[ask.method, ask.target, ask.request.decode()] for ask in plans[name]]))
+            args: list[str | Path]
+            if name == "node":
+                args = [env, f"NODE_EXTRA_CA_CERTS={certificates.ca}", node, SCRIPTS / "node_tls_client.js"]
+                args += [f"https://{NAME}:{port}", plan, str(BEFORE)]
+            else:
+                kind = "asyncio" if name == "asyncio" else "ssl"
+                args = [PYTHON, SCRIPTS / "tls_talk.py", kind, str(port), certificates.ca, plan, str(BEFORE)]
+            talkers[name] = stack.enter_context(talk(args, directory))
+        for talker in talkers.values():
+            assert talker.line(20) == "open"
+        with Agent(directory, *port_filters(*ports.values())) as agent:
+            told: dict[str, list[Truth]] = {}
+            for talker in talkers.values():
+                talker.say("go on")
+            for name, talker in talkers.items():
+                told[name] = from_json_log("\n".join(json.dumps(entry) for entry in json.loads(talker.line(20))))
+            agent.wait_for_records(SIDES * COUNT * len(JOINED))
+            time.sleep(0.3)
+            for talker in talkers.values():
+                talker.say("close")
+                talker.end(10)
+            pids = {name: server.pids() for name, server in server_of.items()}
+            clients = {name: {talker.pid} for name, talker in talkers.items()}
+        accesses = {
+            name: server.truth(BEFORE + COUNT, access_logs.get(name))[BEFORE:] for name, server in server_of.items()
+        }
+        logs = {
+            name: access_logs.get(name, server.log).read_text().splitlines()[BEFORE:]
+            for name, server in server_of.items()
+        }
+    failures = []
+    accounted: list[list[Exchange]] = []
+    for name in JOINED:
+        truth = agreed(plans[name][BEFORE:], accesses[name], told[name])
+        peers = {entry["target"]: int(entry["peer_port"]) for entry in tls_lines("\n".join(logs[name]))}
+        sides: list[tuple[Role, set[int]]] = [("client", clients[name]), ("server", pids[name])]
+        for role, group in sides:
+            try:
+                accounted.append(judge_joined(agent.records, truth, role, group, ports[name], peers, name))
+            except AssertionError as error:
+                failures.append(f"--- {name}, {role}: {error}")
+    assert not failures, "\n".join(failures)
+    accounted_for = sum(2 * len(group) for group in accounted) + len(IN_A_CALL)
+    assert len(agent.records) == accounted_for, "records that no truth accounts for"
+
+
+def judge_joined(
+    records: Sequence[Record],
+    truth: Sequence[Truth],
+    role: Role,
+    pids: set[int],
+    port: int,
+    peers: dict[str, int],
+    name: str,
+) -> list[Exchange]:
+    mine = [record for record in records if record["role"] == role and record["pid"] in pids]
+    if (role, name) in IN_A_CALL:
+        alone = mine.pop(0)
+        assert "status_code" in alone and "duration_ms" not in alone, f"answered what nobody saw: {brief(alone)}"
+        assert (alone["status_code"], alone["body_bytes"]) == (truth[0].status, truth[0].response_bytes)
+        truth = truth[1:]
+    known = {"source_ip" in record for record in mine}
+    assert len(known) <= 1, "of one connection some messages have addresses and others have none"
+    unknown = known == {False}
+    assert not unknown or (role, name) in MEMORY, "the socket is known to the library, and so are the addresses"
+    found = assert_equal_to_truth(mine, truth, role, unix=unknown, hop=False, ordered=True)
+    for e in found:
+        for record in (e.request, e.response):
+            assert record["tls"] == {"library": "openssl"}, f"of a handshake that nobody saw: {record['tls']}"
+        if not unknown:
+            assert (e.request["source_port"], e.request["dest_port"]) == (peers[e.request["url"]], port), brief(
+                e.request
+            )
+    return found
+
+
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_session_resumption(tls_lab: TlsLab, wire: TlsWire, version: str) -> None:
     """One whole handshake and 22 that take up its session, whose ServerHello has no certificate behind it."""
@@ -300,7 +435,9 @@ def test_large_bodies(tls_lab: TlsLab, wire: TlsWire, how: str) -> None:
     for piece in (1000, 16_384, 100_000, MIB):
         request = f"POST /chunks/{piece} HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         wire.up(request + chunked(up, piece), send=send, receive=receive)
-        wire.down(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(down, piece), send=send, receive=receive)
+        wire.down(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(down, piece), send=send, receive=receive
+        )
         wire.note("POST", f"/chunks/{piece}", down, up)
     wire.exchange("/pieces", down, up, piece="5000", send=send, receive=receive)
     wire.exchange("/after", b"small", send=send, receive=receive)
@@ -336,10 +473,6 @@ def test_slow_reader(tls_lab: TlsLab, wire: TlsWire, version: str) -> None:
         wire.note("GET", f"/slow/{number}", response)
     wire.close()
     judge(tls_lab, wire)
-
-
-JOINED_ROWS = frozenset({"partial", "gap", "unparsed"})
-"""Plaintext of what was under way when the agent came: nothing here, but the connection's own start was not seen."""
 
 
 def curl(asks: Sequence[Ask], base: str, directory: Path, certificates: Certificates, *options: str) -> list[str]:
@@ -530,129 +663,3 @@ def test_library_that_is_replaced_and_deleted(tls_lab: TlsLab, directory: Path, 
         assert_hops(messages(at_client), messages(at_server))
         assert_tls(at_client, "openssl", story, offered=True)
         assert_tls(at_server, "openssl", story, offered=True)
-
-
-BEFORE = 2
-"""Exchanges before the agent: one on each of the two connections that Node's client has."""
-
-
-def joined_plan() -> list[Ask]:
-    """For the small servers; no HEAD, because undici closes its connection after one."""
-    plan = [Ask("GET", f"/bytes/{n}", 200, pattern(n, f"/bytes/{n}")) for n in (10, 20)]
-    for number in range(COUNT):
-        body = pattern(number * 1111, f"joined{number}") if number % 3 else b""
-        size = number * 777
-        if body:
-            plan.append(Ask("POST", f"/echo?{number}", 200, body, body))
-        else:
-            plan.append(Ask("GET", f"/bytes/{size}?{number}", 200, pattern(size, f"/bytes/{size}")))
-    return plan
-
-
-def files_plan(root: Path) -> list[Ask]:
-    (root / "f").mkdir(parents=True)
-    plan = []
-    for number in range(BEFORE + COUNT):
-        body = pattern(number * 777, f"file{number}")
-        (root / "f" / str(number)).write_bytes(body)
-        plan.append(Ask("GET", f"/f/{number}", 200, body))
-    return plan
-
-
-JOINED = ("ssl", "asyncio", "node", "nginx", "haproxy")
-MEMORY = frozenset({("client", "asyncio"), ("server", "asyncio"), ("client", "node"), ("server", "node")})
-"""Where OpenSSL never saw the socket, and the ClientHello went by before the agent: the addresses may be absent."""
-
-
-def test_connections_that_were_there_before_the_agent(directory: Path, certificates: Certificates) -> None:
-    """Each of the five has a connection with exchanges on it; the agent comes; the other 23 are exact. Of the handshake nothing is known."""
-    ports = {name: free_port() for name in JOINED}
-    upstream = free_port()
-    files = files_plan(directory / "root")
-    plans = {name: files if name == "nginx" else joined_plan() for name in JOINED}
-    [env, node] = require("env", "node")
-    access_logs = {"nginx": directory / "access.log"}
-    with contextlib.ExitStack() as stack:
-        plain: list[str | Path] = [PYTHON, SCRIPTS / "http_server.py", str(upstream), "HTTP/1.1"]
-        stack.enter_context(Program(plain, directory, name="plain", address=("127.0.0.1", upstream)))
-        server_of = {
-            "ssl": tls_servers.python_server(directory, ports["ssl"], certificates, "http.server"),
-            "asyncio": tls_servers.python_server(directory, ports["asyncio"], certificates, "asyncio"),
-            "node": tls_servers.node_server(directory, ports["node"], certificates),
-            "nginx": tls_servers.nginx(directory, ports["nginx"], certificates, directory / "root"),
-            "haproxy": tls_servers.haproxy(directory, ports["haproxy"], upstream, certificates),
-        }
-        for server in server_of.values():
-            stack.enter_context(server)
-        talkers: dict[str, Talker] = {}
-        for name, port in ports.items():
-            plan = directory / f"plan-{name}"
-            plan.write_text(json.dumps([[ask.method, ask.target, ask.request.decode()] for ask in plans[name]]))
-            args: list[str | Path]
-            if name == "node":
-                args = [env, f"NODE_EXTRA_CA_CERTS={certificates.ca}", node, SCRIPTS / "node_tls_client.js"]
-                args += [f"https://{NAME}:{port}", plan, str(BEFORE)]
-            else:
-                kind = "asyncio" if name == "asyncio" else "ssl"
-                args = [PYTHON, SCRIPTS / "tls_talk.py", kind, str(port), certificates.ca, plan, str(BEFORE)]
-            talkers[name] = stack.enter_context(talk(args, directory))
-        for talker in talkers.values():
-            assert talker.line(20) == "open"
-        with Agent(directory, *port_filters(*ports.values())) as agent:
-            told: dict[str, list[Truth]] = {}
-            for talker in talkers.values():
-                talker.say("go on")
-            for name, talker in talkers.items():
-                told[name] = from_json_log("\n".join(json.dumps(entry) for entry in json.loads(talker.line(20))))
-            agent.wait_for_records(SIDES * COUNT * len(JOINED))
-            time.sleep(0.3)
-            for talker in talkers.values():
-                talker.say("close")
-                talker.end(10)
-            pids = {name: server.pids() for name, server in server_of.items()}
-            clients = {name: {talker.pid} for name, talker in talkers.items()}
-        accesses = {
-            name: server.truth(BEFORE + COUNT, access_logs.get(name))[BEFORE:] for name, server in server_of.items()
-        }
-        logs = {
-            name: access_logs.get(name, server.log).read_text().splitlines()[BEFORE:]
-            for name, server in server_of.items()
-        }
-    failures = []
-    accounted: list[list[Exchange]] = []
-    for name in JOINED:
-        truth = agreed(plans[name][BEFORE:], accesses[name], told[name])
-        peers = {entry["target"]: int(entry["peer_port"]) for entry in tls_lines("\n".join(logs[name]))}
-        sides: list[tuple[Role, set[int]]] = [("client", clients[name]), ("server", pids[name])]
-        for role, group in sides:
-            try:
-                accounted.append(judge_joined(agent.records, truth, role, group, ports[name], peers, name))
-            except AssertionError as error:
-                failures.append(f"--- {name}, {role}: {error}")
-    assert not failures, "\n".join(failures)
-    assert_only(agent.records, *accounted)
-
-
-def judge_joined(
-    records: Sequence[Record],
-    truth: Sequence[Truth],
-    role: Role,
-    pids: set[int],
-    port: int,
-    peers: dict[str, int],
-    name: str,
-) -> list[Exchange]:
-    mine = [record for record in records if record["role"] == role and record["pid"] in pids]
-    known = {"source_ip" in record for record in mine}
-    assert len(known) <= 1, "of one connection some messages have addresses and others have none"
-    unknown = known == {False}
-    assert not unknown or (role, name) in MEMORY, "the socket is known to the library, and so are the addresses"
-    found = assert_equal_to_truth(mine, truth, role, unix=unknown, hop=False, ordered=True)
-    for e in found:
-        for record in (e.request, e.response):
-            assert record["tls"] == {"library": "openssl"}, f"of a handshake that nobody saw: {record['tls']}"
-        if not unknown:
-            assert (e.request["source_port"], e.request["dest_port"]) == (peers[e.request["url"]], port), brief(
-                e.request
-            )
-    return found

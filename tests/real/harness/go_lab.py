@@ -40,6 +40,7 @@ class GoLab:
         self._read_bytes = 0
         self._by_pid: dict[int, list[Record]] = {}
         self._handed_out: dict[int, int] = {}
+        self._servers = 0
 
     def __enter__(self) -> GoLab:
         self.agent.__enter__()
@@ -60,8 +61,8 @@ class GoLab:
     @contextmanager
     def server(self, command: Sequence[str | Path], directory: Path) -> Iterator[Program]:
         """Listening, and probed."""
-        program = Program(command, directory, name="server")
-        with program:
+        self._servers += 1
+        with Program(command, directory, name=f"server-{self._servers}") as program:
             self._handed_out.setdefault(program.pid, 0)
             wait_until(lambda: "listening" in program.errors.read_text(), "the server listens")
             wait_until(lambda: bool(breakpoints(program.pid)), f"{command[0]} is probed", ATTACH_SECONDS)

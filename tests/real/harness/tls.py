@@ -117,9 +117,10 @@ def tls_lines(text: str) -> list[dict[str, Any]]:
 
 def one_story(*told: Iterable[Negotiated]) -> Negotiated:
     """What all programs, on all their connections, agree on."""
+    stories = [one for group in told for one in group]
     found: dict[str, str | None] = {}
     for name in ("version", "cipher", "sni", "alpn"):
-        values = {getattr(one, name) for group in told for one in group} - {None}
+        values = {getattr(one, name) for one in stories} - {None}
         assert len(values) <= 1, f"the programs disagree on {name}: {values}"
         found[name] = values.pop() if values else None
     return Negotiated(**found)

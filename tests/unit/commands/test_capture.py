@@ -55,6 +55,12 @@ class FakeSource:
 
     def refresh_executables(self) -> None: ...
 
+    def notices(self) -> list[wire.Notice]:
+        return []
+
+    def tls_counts(self) -> dict[str, int]:
+        return {"notices_lost": 0}
+
 
 class Both:
     """A consumer that is two: what `run` and `record` would have made of the very same capture."""
@@ -86,6 +92,9 @@ class Both:
     def unix_owners(self) -> dict[int, int]:
         assert self.recorder.unix_owners() == self.live.unix_owners()
         return dict(self.live.unix_owners())
+
+    def unread(self) -> dict[int, int]:
+        return self.live.unread()
 
     def forget(self, inodes: list[int], now_ns: int) -> None:
         self.recorder.forget(inodes, now_ns)

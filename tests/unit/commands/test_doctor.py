@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from netprofiler.commands import doctor
 from netprofiler.commands.doctor import CHECKS, Check, Finding, Host, State
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources import features
+from netprofiler.sources.probes import Analysis, Library, Probe, Purpose
+from netprofiler.sources.probes import Finding as ProbeFinding
 
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 
@@ -179,6 +182,73 @@ def test_uprobe_multi(host: Host, monkeypatch: pytest.MonkeyPatch, answer: bool 
     assert doctor.check_uprobe_multi(host).state is state
 
 
+OPENSSL = Analysis("", (ProbeFinding(Library.OPENSSL, "3.0.17", (Probe(1, Purpose.FREE), Probe(2, Purpose.FREE))),))
+STRIPPED = Analysis("", (ProbeFinding(Library.BORINGSSL, problem="no names"),))
+
+
+def test_tls_libraries(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_tls_libraries(host).text == "none in the linker's cache"
+    write(host.root, "usr/lib/libssl.so.3", "x")
+    write(host.root, "usr/lib/libgnutls.so.30", "y")
+    path = f"{host.root}/usr/lib/libssl.so.3"
+    found = {path: OPENSSL, f"{host.root}/usr/lib/libgnutls.so.30": Analysis()}
+    monkeypatch.setattr(doctor, "analyse", lambda path: found[path])
+    finding = doctor.check_tls_libraries(host)
+    assert (finding.state, finding.text) == (State.OK, f"OpenSSL 3.0.17 ({path}, 2 probes)")
+    for analysis, reason in ((STRIPPED, "no names"), (Analysis(problem="damaged"), "damaged")):
+        found[path] = analysis
+        finding = doctor.check_tls_libraries(host)
+        assert finding.state is State.WARNING
+        assert f"cannot be read: {'BoringSSL (' if analysis is STRIPPED else ''}{path}" in finding.text
+        assert finding.text.endswith(reason)
+        assert finding.cost
+    assert doctor.check_tls_libraries(replace(host, machine="aarch64")).state is State.UNKNOWN
+
+
+def add_mapping(host: Host, pid: int, inode: int, path: str) -> None:
+    start = inode << 12
+    maps = host.root / f"proc/{pid}/maps"
+    maps.parent.mkdir(parents=True, exist_ok=True)
+    with maps.open("a") as file:
+        file.write(f"{start:x}-{start + 4096:x} r-xp 00000000 08:01 {inode} {path}\n")
+    content = host.root / f"content-{inode}"
+    content.write_bytes(b"\x7fELF SSL_ " + path.encode())
+    (maps.parent / "map_files").mkdir(exist_ok=True)
+    (maps.parent / f"map_files/{start:x}-{start + 4096:x}").symlink_to(content)
+
+
+def test_blind_tls(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def analyse(path: str) -> Analysis:
+        text = Path(path).read_text()
+        looked_at.append(text.split()[-1])
+        if "libjvm" in text:
+            return Analysis("", blind=("Java",))
+        return STRIPPED if "envoy" in text else OPENSSL
+
+    looked_at: list[str] = []
+    monkeypatch.setattr(doctor, "analyse", analyse)
+    add_mapping(host, 20, 100, "/usr/bin/curl")
+    add_mapping(host, 20, 101, "/usr/lib/libssl.so.3")
+    finding = doctor.check_blind_tls(host)
+    assert (finding.state, "no process" in finding.text) == (State.OK, True)
+    add_mapping(host, 30, 200, "/usr/bin/java")
+    add_mapping(host, 30, 201, "/usr/lib/libjvm.so")
+    write(host.root, "proc/30/comm", "java\n")
+    (host.root / "proc/31").symlink_to(host.root / "proc/30")
+    add_mapping(host, 40, 300, "/opt/envoy")
+    write(host.root, "proc/40/comm", "envoy\n")
+    looked_at.clear()
+    finding = doctor.check_blind_tls(host)
+    assert finding.state is State.WARNING
+    assert finding.text == "30 (java): Java, 31 (java): Java, 40 (envoy): BoringSSL"
+    assert sorted(looked_at) == sorted(set(looked_at)), "each file once"
+    assert {*looked_at[:3]} == {"/usr/bin/curl", "/usr/bin/java", "/opt/envoy"}, "executables first"
+    assert "explain" in (finding.remedy or "")
+    monkeypatch.setattr(doctor, "BLIND_SECONDS", -1.0)
+    assert doctor.check_blind_tls(host).text.endswith("5 files were not looked into within -1 s")
+    assert doctor.check_blind_tls(replace(host, user=1000)).state is State.UNKNOWN
+
+
 def test_a_program_that_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(filters: object) -> None:
         raise CommandError("the kernel refused it: R1 invalid", ExitCode.HOST, remedy="see `netprofiler doctor`")
@@ -313,5 +383,7 @@ def test_here_as_root(capsys: pytest.CaptureFixture[str]) -> None:
     states = {entry["name"]: entry["state"] for entry in document["checks"]}
     assert states["program"] == "ok"
     assert states["struct offsets"] == "ok"
+    libraries = next(entry["text"] for entry in document["checks"] if entry["name"] == "TLS libraries")
+    assert re.search(r"OpenSSL \d+\.\d+\.\d+\w* \(/\S+/libssl\.so[.0-9]*, \d+ probes\)", libraries)
     assert document["can_capture"] is True
     assert bpf_descriptors() == before

@@ -17,9 +17,24 @@ import pytest
 
 from netprofiler.cli import main
 from netprofiler.commands import explain as module
-from netprofiler.commands.explain import ROW_MEANINGS, SOCKETS_SHOWN, Look, as_json, as_text, explain
+from netprofiler.commands.explain import (
+    FOUND_MEANINGS,
+    ROW_MEANINGS,
+    SOCKETS_SHOWN,
+    UNREAD_SHOWN,
+    Look,
+    Unread,
+    as_json,
+    as_text,
+    describe_sites,
+    explain,
+    ways_to_sockets,
+)
 from netprofiler.counters import LEDGER_ROWS
 from netprofiler.errors import CommandError
+from netprofiler.sources.discovery import State
+from netprofiler.sources.kernel import FOUND_NAMES
+from netprofiler.sources.probes import Analysis, Call, Finding, Layout, Library, Probe, Purpose, Result
 from netprofiler.sources.sockets import SocketFacts
 
 PID = 4711
@@ -106,7 +121,7 @@ def test_its_sockets(proc: Path) -> None:
 
 def test_what_is_not_seen_of_an_ordinary_process(proc: Path) -> None:
     limits = limits_of(proc)
-    assert set(limits) == {"1 UDP socket", "kernel TLS"}
+    assert set(limits) == {"1 UDP socket"}
     assert "QUIC" in limits["1 UDP socket"]
 
 
@@ -116,32 +131,137 @@ def test_a_socket_in_no_table_is_not_guessed(proc: Path) -> None:
     assert "1 unknown socket" in limits_of(proc)
 
 
-def test_tls_libraries(proc: Path) -> None:
-    (proc / f"{PID}/maps").write_text(
-        "7f0000000000-7f0000001000 r--p 00000000 08:01 1 /usr/lib/x86_64-linux-gnu/libssl.so.3\n"
-        "7f0000001000-7f0000002000 r-xp 00001000 08:01 1 /usr/lib/x86_64-linux-gnu/libssl.so.3\n"
-        "7f0000003000-7f0000004000 r-xp 00001000 08:01 2 /opt/my libs/libgnutls.so.30.34.3 (deleted)\n"
-        "7f0000005000-7f0000006000 r-xp 00001000 08:01 3 /usr/lib/libnspr4.so\n"
-        "7f0000007000-7f0000008000 r-xp 00001000 08:01 4 /usr/lib/libsslcommon-not.so\n"
-        "7f0000009000-7f000000a000 rw-p 00000000 00:00 0\n"
-    )
+OPENSSL = Finding(
+    Library.OPENSSL,
+    "3.0.17",
+    (
+        Probe(0x900, Purpose.FREE, function="SSL_free"),
+        Probe(0x100, Purpose.ENTER, Call.READ, function="SSL_read"),
+        Probe(0x120, Purpose.LEAVE, Call.READ, Result.AX, emulated=False, function="SSL_read"),
+        Probe(0x200, Purpose.ENTER, Call.WRITE, function="SSL_write"),
+        Probe(0x220, Purpose.LEAVE, Call.WRITE, Result.AX, function="SSL_write"),
+        Probe(0x240, Purpose.LEAVE, Call.WRITE, Result.AX, function="SSL_write"),
+    ),
+    Layout(Library.OPENSSL, random=0x160, server=0x38, read_bio=0x10, bio_method=8, bio_number=0x38),
+    ("SSL_read is left single-stepped, at its return.", "Data in the middle of a renegotiation is missed."),
+)
+
+
+def map_file(proc: Path, path: str, start: int = 0x7F0000000000) -> None:
+    """The process has one more file mapped, twice, as libraries are."""
+    with (proc / f"{PID}/maps").open("a") as maps:
+        maps.write(f"{start:x}-{start + 4096:x} r--p 00000000 08:01 {start >> 12} {path}\n")
+        maps.write(f"{start + 4096:x}-{start + 8192:x} r-xp 00001000 08:01 {start >> 12} {path}\n")
+    content = proc / f"content-{start:x}"
+    content.write_bytes(elf(text=b"SSL_" + path.encode()))
+    (proc / f"{PID}/map_files").mkdir(exist_ok=True)
+    (proc / f"{PID}/map_files/{start + 4096:x}-{start + 8192:x}").symlink_to(content)
+
+
+def analysis_is(monkeypatch: pytest.MonkeyPatch, analysis: Analysis) -> None:
+    monkeypatch.setattr(module, "analyse", lambda _: analysis)
+
+
+def test_a_library_that_can_be_read(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_file(proc, "/usr/lib/libssl.so.3")
+    analysis_is(monkeypatch, Analysis("abcd", (OPENSSL,)))
     explanation = explain(PID, proc)
-    assert explanation.tls_libraries == [
-        "/usr/lib/x86_64-linux-gnu/libssl.so.3",
-        "/opt/my libs/libgnutls.so.30.34.3 (deleted)",
-        "/usr/lib/libnspr4.so",
+    [file] = explanation.tls
+    assert (file.path, file.state, file.analysis.findings) == ("/usr/lib/libssl.so.3", State.READY, (OPENSSL,))
+    assert "TLS" not in limits_of(proc)
+    text = as_text(explanation, proc)
+    shown = text[text.index("  OpenSSL") : text.index("not seen:")]
+    assert shown.splitlines() == [
+        "  OpenSSL 3.0.17 in /usr/lib/libssl.so.3: 6 probes, when netprofiler captures",
+        "    SSL_write  emulated at its beginning, 2 emulated at its end",
+        "    SSL_read   emulated at its beginning, single-stepped at its end",
+        "    SSL_free   emulated at its beginning",
+        f"    sockets are found by: {', '.join(ways_to_sockets(OPENSSL))}",
+        "    note: Data in the middle of a renegotiation is missed.",
     ]
-    assert "not readable yet" in limits_of(proc)["TLS"]
+    [described] = json.loads(as_json(explanation))["tls"]
+    assert (described["path"], described["state"], described["build_id"]) == ("/usr/lib/libssl.so.3", "ready", "abcd")
+    [library] = described["libraries"]
+    assert (library["library"], library["version"]) == ("openssl", "3.0.17")
+    assert library["notes"] == list(OPENSSL.notes)
+    assert "problem" not in library
+    assert library["probes"][2] == {
+        "function": "SSL_read",
+        "purpose": "leave",
+        "call": "read",
+        "offset": 0x120,
+        "kind": "single-stepped",
+    }
 
 
-def test_tls_in_the_executable(proc: Path) -> None:
-    (proc / "nginx").write_bytes(elf(text=b"\0crypto/tls.(*Conn).Write\0SSL_read_ex\0"))
-    limits = [limit.why for limit in explain(PID, proc).limits if limit.what == "TLS"]
-    assert [why.split(" is linked")[0] for why in limits] == ["Go crypto/tls", "OpenSSL"]
-    # Imported names are no library of its own.
-    (proc / f"{PID}/maps").write_text("7f0-7f1 r-xp 0 08:01 1 /usr/lib/libssl.so.3\n")
-    limits = [limit.why for limit in explain(PID, proc).limits if limit.what == "TLS"]
-    assert [why.split(" is ")[0] for why in limits] == ["/usr/lib/libssl.so.3", "Go crypto/tls"]
+def test_what_cannot_be_read_has_a_reason(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_file(proc, "/opt/server (deleted)")
+    boring = Finding(Library.BORINGSSL, problem="its functions' names were stripped")
+    analysis_is(monkeypatch, Analysis("", (boring,), ("rustls", "s2n")))
+    explanation = explain(PID, proc)
+    whys = [limit.why for limit in explanation.limits if limit.what == "TLS"]
+    assert whys[0] == "BoringSSL in /opt/server (deleted): its functions' names were stripped"
+    assert whys[1].startswith("rustls in /opt/server (deleted): it is Rust code")
+    assert whys[2] == "s2n in /opt/server (deleted): netprofiler has no probes for it"
+    text = as_text(explanation, proc)
+    assert "inside of TLS" not in text
+    assert all(f"  TLS: {why}" in text for why in whys)
+    [described] = json.loads(as_json(explanation))["tls"]
+    assert described["libraries"][0]["problem"] == boring.problem
+    assert described["libraries"][0]["sockets_by"] == []
+    assert [one["name"] for one in described["blind"]] == ["rustls", "s2n"]
+
+
+def test_a_file_that_cannot_be_looked_into(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_file(proc, "/opt/damaged")
+    analysis_is(monkeypatch, Analysis(problem="the ELF file has no loadable segment"))
+    assert limits_of(proc)["unknown"] == ("whether /opt/damaged has TLS in it: the ELF file has no loadable segment")
+
+    def breaks(_: str) -> Analysis:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr(module, "analyse", breaks)
+    assert limits_of(proc)["unknown"].endswith("the analysis broke: ZeroDivisionError: x")
+    next((proc / f"{PID}/map_files").iterdir()).unlink()
+    assert "unknown" not in limits_of(proc), "it was unmapped meanwhile"
+
+
+def test_files_without_tls_are_not_analysed(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_file(proc, "/usr/lib/libc.so.6")
+    for content in proc.glob("content-*"):
+        content.write_bytes(elf())
+    analysis_is(monkeypatch, Analysis("", (OPENSSL,)))
+    assert explain(PID, proc).tls == []
+
+
+def test_the_ways_to_sockets() -> None:
+    inside = "the system calls inside of its calls"
+    assert ways_to_sockets(OPENSSL) == ["the random of the ClientHello", "the descriptor of a socket BIO", inside]
+    assert ways_to_sockets(Finding(Library.GNUTLS)) == [inside]
+    assert ways_to_sockets(Finding(Library.OPENSSL, layout=Layout(Library.OPENSSL, random=8))) == [inside]
+    assert ways_to_sockets(Finding(Library.GO, layout=Layout(Library.GO))) == [inside]
+    go = Layout(Library.GO, conn_type_from_write=-4096)
+    assert ways_to_sockets(Finding(Library.GO, layout=go)) == ["the descriptor of a *net.TCPConn", inside]
+
+
+def test_the_kinds_of_sites() -> None:
+    go = [
+        Probe(1, Purpose.GO_READ_RETURN, emulated=False),
+        Probe(2, Purpose.GO_READ_RETURN, emulated=False),
+        Probe(3, Purpose.GO_READ_CALL),
+    ]
+    assert describe_sites(go) == "emulated at its beginning, 2 single-stepped at its end"
+    assert describe_sites([Probe(1, Purpose.GO_READ), Probe(2, Purpose.GO_DECRYPTED)]) == (
+        "emulated at its beginning, emulated behind decrypt"
+    )
+    assert describe_sites([Probe(1, Purpose.LEAVE, Call.READ, on_return=True)]) == "return probe at its end"
+
+
+def test_kernel_tls_is_said_where_there_is_any(proc: Path) -> None:
+    (proc / f"{PID}/net/tls_stat").write_text("TlsCurrTxSw \t2\nTlsCurrRxSw\t1\nTlsTxSw\t700\nTlsDecryptError 0\n")
+    assert "decrypts 3 directions" in limits_of(proc)["kernel TLS"]
+    (proc / f"{PID}/net/tls_stat").write_text("TlsCurrTxSw\t0\nTlsTxSw\t700\n")
+    assert "kernel TLS" not in limits_of(proc)
 
 
 def test_a_32_bit_program(proc: Path) -> None:
@@ -204,7 +324,7 @@ def test_many_sockets_are_cut_for_people_only(proc: Path) -> None:
 
 def test_json(proc: Path) -> None:
     document = json.loads(as_json(explain(PID, proc)))
-    assert list(document) == ["process", "program", "tls_libraries", "io_urings", "sockets", "limits"]
+    assert list(document) == ["process", "program", "tls", "io_urings", "sockets", "limits"]
     assert document["sockets"][0] == {
         "descriptor": 4,
         "inode": 101,
@@ -216,12 +336,37 @@ def test_json(proc: Path) -> None:
     assert document["sockets"][3]["seen"] is False
 
 
+def a_look(
+    rows: dict[str, dict[str, int]],
+    tls_read: int = 0,
+    unread: list[Unread] | None = None,
+    found: dict[str, int] | None = None,
+) -> Look:
+    return Look(2.0, 3, 2, 1, rows, tls_read, unread or [], found or {})
+
+
 def test_a_look_is_shown_by_rows() -> None:
-    look = Look(2.0, 3, 2, 1, {"bytes": {"recorded": 100, "tls": 9}, "calls": {"recorded": 5, "tls": 1}})
+    look = a_look({"bytes": {"recorded": 100, "tls": 9}, "calls": {"recorded": 5, "tls": 1}})
     lines = module._look_lines(look)
     assert "3 requests, 2 responses (1 of them without their request)" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["recorded", "tls"]
-    assert "nothing" in module._look_lines(Look(2.0, 0, 0, 0, {"bytes": {}, "calls": {}}))[-1]
+    assert "nothing" in module._look_lines(a_look({"bytes": {}, "calls": {}}))[-1]
+
+
+def test_a_look_says_what_became_of_tls() -> None:
+    unread = [Unread(4000 + number, 2, "it ended before") for number in range(UNREAD_SHOWN + 1)]
+    look = a_look({"bytes": {"tls": 9}, "calls": {"tls": 1}}, 3, unread, {"hello": 7, "not_found": 1})
+    lines = module._look_lines(look)
+    assert f"  TLS connections: 3 with HTTP/1 that was read, {2 * len(unread)} others" in lines
+    assert "    2 of process 4000: it ended before" in lines
+    assert not any(f"process {unread[-1].pid}" in line for line in lines)
+    assert [line.split()[0] for line in lines if line.endswith(FOUND_MEANINGS["hello"])] == ["7"]
+    assert [line.split()[0] for line in lines if line.endswith(FOUND_MEANINGS["not_found"])] == ["1"]
+    assert not any(line.endswith(FOUND_MEANINGS["call"]) for line in lines)
+
+
+def test_every_way_has_a_meaning() -> None:
+    assert tuple(FOUND_MEANINGS) == FOUND_NAMES
 
 
 def test_every_row_has_a_meaning() -> None:
@@ -296,7 +441,7 @@ def test_a_look_of_some_time(server: str) -> None:
     script = "import sys, time, urllib.request\nwhile True:\n    urllib.request.urlopen(sys.argv[1]).read(); time.sleep(0.02)\n"
     client = subprocess.Popen([sys.executable, "-c", script, server])
     try:
-        look = module.watch(client.pid, 1.0)
+        look, files = module.watch(client.pid, 1.0)
     finally:
         client.kill()
         client.wait()
@@ -304,3 +449,6 @@ def test_a_look_of_some_time(server: str) -> None:
     assert abs(look.requests - look.responses) <= 1
     assert look.rows["bytes"]["recorded"] > 500
     assert "filtered" not in look.rows["bytes"]
+    assert (look.tls_read, look.tls_unread) == (0, [])
+    libraries = {file.path.rpartition("/")[2]: file.state for file in files}
+    assert libraries[next(name for name in libraries if name.startswith("libssl"))] is State.ATTACHED

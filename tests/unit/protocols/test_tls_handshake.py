@@ -328,26 +328,25 @@ def test_a_warning_may_come_before_the_hello_and_a_change_of_cipher_behind_a_ret
         pytest.param(record(bytes(40)), id="an encrypted handshake message"),
         pytest.param(record(b""), id="an empty record"),
         pytest.param(record(server_hello()), id="a server's hello of the client"),
-        pytest.param(record(message(16, bytes(30))), id="another message"),
+        pytest.param(record(b"\x10" + client_hello()[1:]), id="another message, whatever is in it"),
         pytest.param(record(client_hello(), version=0x0403), id="no such version"),
         pytest.param(b"\x16\x03\x01\x40\x01" + client_hello(), id="a record over the limit"),
         pytest.param(record(b"\x01\xff\xff\xff"), id="a message over our limit"),
         pytest.param(record(message(1, b"\x03\x03")), id="too short"),
         pytest.param(record(message(1, b"\x03\x03" + RANDOM + b"\xff")), id="a session past the end"),
         pytest.param(record(message(1, b"\x03\x03" + RANDOM + b"\0\xff\xff\x13\x01")), id="ciphers past the end"),
-        pytest.param(record(client_hello(b"\0\0\xff\xff\0\0")[:-1] + b"\0"), id="an odd extension"),
     ],
 )
 def test_what_is_no_hello_is_absent_and_over(data: bytes) -> None:
     server = (False, record(server_hello()))
-    facts = facts_of([server, (True, data)])
-    assert (facts.sni, facts.alpn_offered) == (None, ())
-    assert facts_of([server, (True, data), (True, record(client_hello(server_name(b"localhost"))))]) == facts
+    want = Facts(version="1.2", cipher="TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256")
+    assert facts_of([server, (True, data)]) == want
+    assert facts_of([server, (True, data), (True, record(client_hello(server_name(b"localhost"))))]) == want
 
 
-def test_extensions_past_the_end_take_the_others_with_them() -> None:
-    hello = client_hello(server_name(b"localhost"), b"\0\x10\0\xff")
-    assert of_client(hello).alpn_offered == ()
+def test_an_extension_past_the_end_says_nothing() -> None:
+    facts = of_client(client_hello(server_name(b"localhost"), b"\0\x10\0\xff\0\x03\x02h2"))
+    assert facts == Facts("1.2", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "localhost", ("h2",), None, RANDOM)
 
 
 def test_the_first_16_kib_are_looked_at() -> None:

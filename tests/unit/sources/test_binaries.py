@@ -1,17 +1,23 @@
-"""sources/binaries.py: word size, Go, TLS libraries; nothing raises, whatever the file is."""
+"""sources/binaries.py: word size, Go, files with TLS in them; nothing raises, whatever the file is."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netprofiler.sources.binaries import UNREADABLE, Program, mapped_tls_libraries, read_program
+from netprofiler.sources.binaries import UNREADABLE, Program, mapped_files, mappings, read_program
+from netprofiler.sources.discovery import State
+from netprofiler.sources.mapped_files import MARKS
+from netprofiler.sources.probes import Analysis, Finding, Library, Probe, Purpose
 
 
 def elf(build_info: bytes, bits: int = 64) -> bytes:
@@ -92,23 +98,78 @@ def test_damage_never_raises(tmp_path_factory: pytest.TempPathFactory, at: int, 
     read_program(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        (b"crypto/tls.(*Conn).Write", "Go crypto/tls"),
-        (b"SSL_read_ex", "OpenSSL"),
-        (b"/home/x/.cargo/registry/src/rustls-0.23.5/src/conn.rs", "rustls"),
-    ],
-)
-def test_libraries_linked_in(tmp_path: Path, text: bytes, name: str) -> None:
-    assert read_program(write(tmp_path, WHOLE + text)).static_tls == (name,)
+# --- files with TLS in them ----------------------------------------------------------------------------------------------
+
+needs_map_files = pytest.mark.kernel  # root
+MARKED = WHOLE.ljust(8192, b"\0") + MARKS[0]
+FOUND = Analysis("", (Finding(Library.OPENSSL, "3.0.17", (Probe(16, Purpose.FREE),)),))
 
 
-def test_our_own_map() -> None:
-    with Path(f"/proc/{os.getpid()}/maps").open() as maps:
-        libraries = mapped_tls_libraries(maps)
-    assert all("ssl" in name or "tls" in name or "nspr" in name for name in libraries)
+@contextmanager
+def mapped(path: Path) -> Iterator[str]:
+    """This process may execute the file; its path as the kernel names it."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC, flags=mmap.MAP_PRIVATE),
+    ):
+        yield str(path)
 
 
-def test_map_lines_without_a_path() -> None:
-    assert mapped_tls_libraries(["", "7f0-7f1 rw-p 0 00:00 0", "7f0-7f1 rw-p 0 00:00 0  [heap]"]) == []
+def facts_of(path: str, analyse: Callable[[str], Analysis]) -> tuple[State | None, str, Analysis]:
+    [facts] = [facts for facts in mapped_files(os.getpid(), analyse) if facts.path == path]
+    return facts.state, facts.reason, facts.analysis
+
+
+@needs_map_files
+def test_a_file_with_tls(tmp_path: Path) -> None:
+    opened = []
+
+    def analyse(path: str) -> Analysis:
+        opened.append(Path(path).read_bytes())
+        return FOUND if opened[-1] == MARKED else Analysis()
+
+    with mapped(write(tmp_path, MARKED)) as path:
+        assert facts_of(path, analyse) == (State.READY, "", FOUND)
+        assert MARKED in opened
+        Path(path).unlink()
+        assert facts_of(f"{path} (deleted)", analyse) == (State.READY, "", FOUND)
+
+
+@needs_map_files
+def test_a_file_without_tls_is_not_analysed(tmp_path: Path) -> None:
+    opened = []
+
+    def analyse(path: str) -> Analysis:
+        opened.append(Path(path).read_bytes())
+        return Analysis()
+
+    plain = WHOLE.ljust(8192, b"\0")
+    with mapped(write(tmp_path, plain)) as path:
+        assert facts_of(path, analyse) == (State.NOTHING, "", Analysis())
+    assert opened and plain not in opened
+
+
+@needs_map_files
+def test_a_file_that_cannot_be_analysed(tmp_path: Path) -> None:
+    problem = Analysis(problem="not a 64-bit little-endian program")
+
+    def breaks(_: str) -> Analysis:
+        raise RecursionError("deep")
+
+    with mapped(write(tmp_path, MARKED)) as path:
+        assert facts_of(path, lambda _: problem) == (State.FAILED, problem.problem, problem)
+        assert facts_of(path, breaks) == (State.FAILED, "the analysis broke: RecursionError: deep", Analysis())
+
+
+@needs_map_files
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    with mapped(write(tmp_path, MARKED)) as path:
+        before = len(os.listdir("/proc/self/fd"))
+        for analysis in (FOUND, Analysis(problem="x")):
+            facts_of(path, lambda _, analysis=analysis: analysis)  # type: ignore[misc]
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_that_is_gone(tmp_path: Path) -> None:
+    assert mappings(4711, tmp_path) == []
+    assert mapped_files(4711, lambda _: FOUND, tmp_path) == []

@@ -483,6 +483,23 @@ def test_an_event_and_the_survey_find_the_same(stage: Stage) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("only_ours")
+def test_an_event_does_not_wait_for_the_survey(stage: Stage) -> None:
+    running = [stage.program(f"server{index}", b"SSL_readable %d" % index) for index in range(3)]
+    for path in running:
+        stage.run(path)
+    stage.go_on.clear()
+    stage.discovery._survey()
+    wait_until(lambda: bool(stage.analysed))
+    new = stage.program("new", b"SSL_readable, new")
+    stage.execute(new)
+    stage.go_on.set()
+    stage.settle()
+    assert stage.analysed[1] == str(new)
+    assert len(stage.handles) == 4
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("only_ours")
 def test_after_lost_events_all_is_looked_for_again(stage: Stage) -> None:
     path, unseen = stage.program("server"), stage.program("unseen", b"SSL_readable too")
     gone, stays = stage.execute(path), stage.execute(path)
@@ -507,7 +524,10 @@ def test_a_dead_process_of_the_survey_is_no_user(stage: Stage, monkeypatch: pyte
     stage.go_on.clear()
     stage.discovery._survey()
     wait_until(lambda: bool(stage.analysed))
-    stage.end(pid)
+    process = stage.processes[pid]
+    process.kill()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    stage.discovery.exited(pid)  # while it is a zombie still
     stage.go_on.set()
     stage.settle()
     assert stage.discovery._of_pid == {}
