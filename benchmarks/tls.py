@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import host
 from benchmarks.live import ALL, SERVER, Plan, at_fixed_rate, throughput
 from benchmarks.noise import spread, text
 from benchmarks.programs import (
@@ -62,7 +63,7 @@ def fixed_rate(setting: Setting, plan: Plan) -> Section:
             setting,
             plan,
             server,
-            ("-tls",),
+            ("-tls", "-wait", "1s"),
             [
                 Variant(ALL, ()),
                 Variant(SERVER, ("--pid", str(server.pid))),
@@ -173,8 +174,8 @@ def attaching(setting: Setting, _plan: Plan) -> Section:
         data={},
     )
     with _copies(BINARIES) as paths:
-        _programs_after(setting, paths, section)
-        _programs_before(setting, paths, section)
+        probe = _programs_after(setting, paths, section)
+        _programs_before(setting, paths, probe, section)
     _usual(section)
     return section
 
@@ -185,8 +186,15 @@ def _wait_for(condition: bool, begin: float, what: str) -> bool:
     return condition
 
 
-def _programs_after(setting: Setting, paths: list[Path], section: Section) -> None:
-    """The agent is there; programs start one after the other."""
+def _left(texts: list[_Text]) -> str:
+    """What went wrong, if it did."""
+    left = sum(bool(each.probes()) for each in texts)
+    others = host.other_agents(None)
+    return f"{left} programs still had probes{f', of {others} other agents perhaps' if others else ''}" if left else ""
+
+
+def _programs_after(setting: Setting, paths: list[Path], section: Section) -> int:
+    """The agent is there; programs start one after the other. Returns where one of the probes is."""
     seconds: list[float] = []
     with contextlib.ExitStack() as servers:
         agent = Agent(setting.executable, setting.directory)
@@ -206,7 +214,7 @@ def _programs_after(setting: Setting, paths: list[Path], section: Section) -> No
                     first_probe = text_of.probes()[0]
         finally:
             agent.stop()
-        left = sum(bool(text_of.probes()) for text_of in texts)
+        left = _left(texts)
         for text_of in texts:
             text_of.close()
         agent.discard()
@@ -220,30 +228,31 @@ def _programs_after(setting: Setting, paths: list[Path], section: Section) -> No
     ]
     section.data["after"] = {"seconds": seconds, "stop": agent.stop_seconds, "left": left}
     if left or agent.exit_status:
-        section.notes.append(f"**Failed**: {left} programs still had probes; exit status {agent.exit_status}")
+        section.notes.append(f"**Failed**: {left}; exit status {agent.exit_status}")
+    return first_probe
 
 
-def _programs_before(setting: Setting, paths: list[Path], section: Section) -> None:
+def _programs_before(setting: Setting, paths: list[Path], probe: int, section: Section) -> None:
     """The programs are there, one of them under load; the agent comes and goes."""
     with contextlib.ExitStack() as servers:
         running = [(servers.enter_context(go_tls_server(path)), path) for path in paths]
         texts = [_Text(server, path) for server, path in running]
         command = load_command(
-            "http", running[0][0].address, "-tls", "-rate", str(STEADY_RATE), "-connections", "8", "-duration", "6s"
+            "http", running[0][0].address, "-tls", "-rate", str(STEADY_RATE), "-connections", "8", "-duration", "12s"
         )
-        quiet = parse_load(Load(command).output(20))
+        quiet = parse_load(Load(command).output(30))
         load = Load(command)
         time.sleep(0.5)
         agent = Agent(setting.executable, setting.directory)
         try:
             begin = time.monotonic()
-            while not _wait_for(all(each.probes() for each in texts), begin, "all are probed"):
+            while not _wait_for(all(each.has(probe) for each in texts), begin, "all are probed"):
                 time.sleep(0.005)
             late = time.monotonic() - begin
         finally:
             agent.stop()
-        left = sum(bool(each.probes()) for each in texts)
-        watched = parse_load(load.output(20))
+        left = _left(texts)
+        watched = parse_load(load.output(30))
         for each in texts:
             each.close()
         agent.discard()
@@ -266,7 +275,7 @@ def _programs_before(setting: Setting, paths: list[Path], section: Section) -> N
     errors = quiet["errors"] + watched["errors"]
     if left or errors or agent.exit_status:
         section.notes.append(
-            f"**Failed**: {left} programs still had probes; {errors} errors of the client; exit status {agent.exit_status}"
+            f"**Failed**: {left or 'no probe left'}; {errors} errors of the client; exit status {agent.exit_status}"
         )
 
 

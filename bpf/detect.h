@@ -20,6 +20,9 @@ static __always_inline int begins_record(const u8 *text, u32 length) {
 static __always_inline int looks_like(const u8 *text, u32 length) {
 	u32 i;
 
+	/* A SETTINGS frame of stream 0: an HTTP/2 server may speak before it has read the preface. */
+	if (length >= 9 && !text[0] && text[3] == 4 && !text[4] && !text[5] && !text[6] && !text[7] && !text[8])
+		return LOOKS_HTTP2;
 	if (length >= 3 && text[0] == 0x16 && text[1] == 3 && text[2] <= 4)
 		return LOOKS_TLS;
 	if (text[0] == 'H' && length >= 2 && text[1] == 'T') {

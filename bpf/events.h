@@ -15,7 +15,8 @@
 #define RECORD_DATA 2
 #define RECORD_CLOSED 3
 #define RECORD_PROCESS 4
-#define RECORD_HANDSHAKE 5 /* a data_record: the first bytes of a TLS connection, as they are on the socket; none: its
+#define RECORD_HANDSHAKE                                                                                               \
+	5 /* a data_record: the first bytes of a TLS connection, as they are on the socket; none: its
 			    * plaintext is read */
 #define RECORD_USER 128
 #define RECORD_PASSIVE 128 /* an opened_record: a connection seen from outside, in a packet capture; nobody's socket */

@@ -130,7 +130,7 @@ struct call {
 	u8 after_loss;
 	u8 kind;
 	u8 reason;
-	u8 probe; /* plaintext from a probe: one buffer, or none */
+	u8 probe; /* plaintext from a probe */
 	u8 reserved[7];
 };
 
@@ -157,7 +157,7 @@ struct workspaces {
 	struct workspace at[PLACES];
 };
 BPF_TABLE("array", u32, struct workspaces, workspaces, CPUS);
-BPF_TABLE("array", u32, struct ledger, ledgers, CPUS * PLACES);
+BPF_TABLE("array", u32, struct ledger, ledgers, CPUS *PLACES);
 /* The three programs behind sys_exit. They stand behind the probes, too: loaded again, as programs of that type, with
  * `probe_programs` in place of `programs` (sources/kernel.py), because a prog array holds one type only. */
 BPF_PROG_ARRAY(programs, 3);
@@ -218,8 +218,8 @@ struct tls_session_id {
 };
 struct tls_session {
 	u64 socket;
-	u64 random;  /* of the client's hello, its first 8 bytes, by which a reused address is noticed; 0: not known */
-	u8 missed;   /* plaintext was seen before the socket was known */
+	u64 random; /* of the client's hello, its first 8 bytes, by which a reused address is noticed; 0: not known */
+	u8 missed; /* plaintext was seen before the socket was known */
 	u8 committed; /* GnuTLS: what a repeated call will report as sent has been accounted for */
 	u8 reserved[6];
 };
@@ -322,12 +322,12 @@ static __always_inline void account(struct ledger *ledger, u32 row, u32 calls, u
 	ledger->rows[row].bytes += bytes;
 }
 
-/* With half of the ring waiting to be read, bodies are left out so that heads are not lost. BCC 0.26 has no name for this
+/* With three quarters of the ring waiting to be read, bodies are left out so that heads are not lost. BCC 0.26 has no name for this
  * helper's map argument; it numbers maps -1, -2, ... until they exist, and `events` is the first. Where that does not
  * load (sources/kernel.py tries), all is copied until the ring is full. */
 static __always_inline int ring_is_filling(void) {
 #ifdef RING_QUERY
-	return bpf_ringbuf_query((void *)bpf_pseudo_fd(1, -1), BPF_RB_AVAIL_DATA) > RING_PAGES * PAGE_SIZE / 2;
+	return bpf_ringbuf_query((void *)bpf_pseudo_fd(1, -1), BPF_RB_AVAIL_DATA) > RING_PAGES * PAGE_SIZE / 4 * 3;
 #else
 	return 0;
 #endif

@@ -245,6 +245,8 @@ static __always_inline int next_segment(struct call *call) {
 	}
 	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->segments))
 		return 0;
+	if (call->probe) /* a PRIOVec has an int there, and 4 bytes of anything behind it */
+		vector.length = (u32)vector.length;
 	call->segments_left--;
 	call->segments += sizeof(vector);
 	call->at = vector.base;
@@ -544,108 +546,6 @@ static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 go
 
 /* --- the programs behind sys_exit ---------------------------------------------------------------------------------- */
 
-/* The ring is filling: how much of this call goes up, which is what a message may begin with. It is in the payload. */
-static __always_inline u64 copy_head(struct workspace *w) {
-	struct call *call = &w->call;
-	u64 copied = call->left < call->total ? call->left : call->total;
-
-	if (bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) ||
-	    looks_like(w->payload, PREFIX_BYTES) != LOOKS_HTTP1)
-		return 0;
-	if (copied > HEAD_BYTES)
-		copied = HEAD_BYTES;
-	KEEP_CHECK(copied);
-	if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
-		return 0;
-	return copied;
-}
-
-/* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
-static __always_inline void deliver(void *ctx, struct workspace *w, struct ledger *ledger) {
-	struct call *call = &w->call;
-	struct connection *connection;
-	struct control *control;
-	u32 total = call->total, length = total, captured = 0;
-	u8 reason = REASON_NONE, flags = 0;
-
-	connection = connections.lookup(&call->socket);
-	if (!connection) { /* closed by another thread meanwhile */
-		account(ledger, ROW_LOST, 1, total);
-		return;
-	}
-	control = controls.lookup(&call->socket);
-	if (control) {
-		u8 direction = call->direction & 1;
-
-		if (control->flags & CONTROL_IGNORE) {
-			account(ledger, ROW_TUNNEL, 1, total);
-			return;
-		}
-		if ((control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) &&
-		    (int)(call->first_position + total - control->skip_until[direction]) < 0) {
-			account(ledger, ROW_OVER_LIMIT, 1, total);
-			return;
-		}
-	}
-	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
-		connection->lost |= 1 << call->direction;
-		account(ledger, ROW_LOST, 1, total);
-		return;
-	}
-	call->after_loss = connection->lost & (1 << call->direction);
-	connection->lost &= ~(1 << call->direction);
-	first_segment(call);
-	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
-	if (!call->left)
-		next_segment(call);
-	if (!call->left)
-		next_segment(call);
-	if (call->kind == KIND_NO_BYTES) {
-		reason = call->reason;
-		if (reason == REASON_SENDFILE && !call->probe)
-			captured = describe_file(w, call->second, call->third);
-		flags = captured ? DATA_FILE : 0;
-	} else if (total > SMALL_BYTES && ring_is_filling()) {
-		captured = copy_head(w);
-		if (captured)
-			length = captured;
-		else
-			reason = REASON_OVER_LIMIT;
-	} else if (call->left >= total && total <= PIECE_BYTES) {
-		u64 whole = total;
-
-		KEEP_CHECK(whole);
-		if (whole > PIECE_BYTES)
-			return;
-		if (bpf_probe_read_user(w->payload, whole, (void *)call->at))
-			reason = REASON_UNREADABLE;
-		else
-			captured = whole;
-	} else {
-		call->contiguous = call->left >= total;
-		programs.call(ctx, PROGRAM_LONG_CALL);
-		account(ledger, ROW_LOST, 1, total);
-		return;
-	}
-	send_piece(w, ledger, captured, length, reason, flags);
-	if (length < total)
-		send_piece(w, ledger, 0, total - length, REASON_OVER_LIMIT, 0);
-}
-
-int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspaces *all = 0;
-	struct workspace *w = 0;
-	struct ledger *ledger = 0;
-	u32 place = find_place(&all, &w, &ledger);
-
-	if (!all)
-		return 0;
-	if (w && ledger)
-		deliver(ctx, w, ledger);
-	give_back(all, place);
-	return 0;
-}
-
 /* `length` bytes in the payload of what a TLS connection is on its socket; none: its plaintext is read. */
 static __always_inline void send_handshake_record(struct workspace *w, struct ledger *ledger, u64 socket, u8 direction,
 						  u64 length) {
@@ -700,6 +600,124 @@ static __always_inline void send_handshake(struct workspace *w, struct ledger *l
 	send_handshake_record(w, ledger, call->socket, direction, wanted);
 }
 
+/* From this call on, whose first byte is the first of TLS, both directions hold a handshake. */
+static __always_inline void expect_handshake(struct call *call, struct connection *connection) {
+	u8 other = !(call->direction & 1);
+
+	connection->hello_left[0] = HELLO_BYTES;
+	connection->hello_left[1] = HELLO_BYTES;
+	if (connection->tcp) {
+		connection->base[call->direction & 1] = call->first_position;
+		connection->base[other] = position_after(connection->sk, other);
+	}
+}
+
+/* The ring is filling: how much of this call goes up, which is what a message may begin with. It is in the payload. */
+static __always_inline u64 copy_head(struct workspace *w) {
+	struct call *call = &w->call;
+	u64 copied = call->left < call->total ? call->left : call->total;
+
+	if (bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) ||
+	    looks_like(w->payload, PREFIX_BYTES) != LOOKS_HTTP1)
+		return 0;
+	if (copied > HEAD_BYTES)
+		copied = HEAD_BYTES;
+	KEEP_CHECK(copied);
+	if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
+		return 0;
+	return copied;
+}
+
+/* A call on a connection that speaks HTTP, or may do so: it goes up, unless the user side said otherwise. */
+static __always_inline void deliver(void *ctx, struct workspace *w, struct ledger *ledger) {
+	struct call *call = &w->call;
+	struct connection *connection;
+	struct control *control;
+	u32 total = call->total, length = total, captured = 0;
+	u8 reason = REASON_NONE, flags = 0;
+
+	connection = connections.lookup(&call->socket);
+	if (!connection) { /* closed by another thread meanwhile */
+		account(ledger, ROW_LOST, 1, total);
+		return;
+	}
+	control = controls.lookup(&call->socket);
+	if (control) {
+		u8 direction = call->direction & 1;
+
+		if (control->flags & CONTROL_IGNORE) {
+			account(ledger, ROW_TUNNEL, 1, total);
+			goto handshake;
+		}
+		if ((control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) &&
+		    (int)(call->first_position + total - control->skip_until[direction]) < 0) {
+			account(ledger, ROW_OVER_LIMIT, 1, total);
+			return;
+		}
+	}
+	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
+		connection->lost |= 1 << call->direction;
+		account(ledger, ROW_LOST, 1, total);
+		return;
+	}
+	call->after_loss = connection->lost & (1 << call->direction);
+	connection->lost &= ~(1 << call->direction);
+	first_segment(call);
+	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
+	if (!call->left)
+		next_segment(call);
+	if (!call->left)
+		next_segment(call);
+	if (call->kind == KIND_NO_BYTES) {
+		reason = call->reason;
+		if (reason == REASON_SENDFILE && !call->probe)
+			captured = describe_file(w, call->second, call->third);
+		flags = captured ? DATA_FILE : 0;
+	} else if (total > SMALL_BYTES && ring_is_filling()) {
+		captured = copy_head(w);
+		if (captured)
+			length = captured;
+		else
+			reason = REASON_OVER_LIMIT;
+	} else if (call->left >= total && total <= PIECE_BYTES) {
+		u64 whole = total;
+
+		KEEP_CHECK(whole);
+		if (whole > PIECE_BYTES)
+			return;
+		if (bpf_probe_read_user(w->payload, whole, (void *)call->at))
+			reason = REASON_UNREADABLE;
+		else
+			captured = whole;
+		if (captured > 9 && w->payload[0] == 0x16 && w->payload[1] == 3 && w->payload[5] == 1 && !call->probe)
+			expect_handshake(call, connection); /* behind a proxy's CONNECT */
+	} else {
+		call->contiguous = call->left >= total;
+		programs.call(ctx, PROGRAM_LONG_CALL);
+		account(ledger, ROW_LOST, 1, total);
+		return;
+	}
+	send_piece(w, ledger, captured, length, reason, flags);
+	if (length < total)
+		send_piece(w, ledger, 0, total - length, REASON_OVER_LIMIT, 0);
+handshake:
+	if (connection->hello_left[call->direction & 1] && !call->probe && call->kind != KIND_NO_BYTES)
+		send_handshake(w, ledger, connection);
+}
+
+int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
+	struct workspaces *all = 0;
+	struct workspace *w = 0;
+	struct ledger *ledger = 0;
+	u32 place = find_place(&all, &w, &ledger);
+
+	if (!all)
+		return 0;
+	if (w && ledger)
+		deliver(ctx, w, ledger);
+	give_back(all, place);
+	return 0;
+}
 
 /* A call on a connection of which it is not known what it speaks. */
 static __always_inline void decide(void *ctx, struct workspace *w, struct ledger *ledger) {
@@ -1069,8 +1087,10 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx) {
 
 	processes.delete(&pid);
 	wrapped_processes.delete(&pid);
-	send_notice(NOTICE_EXECUTED,
-		    read_pointer(read_pointer((void *)ctx->args[0] + OFFSET_task_struct__mm) + OFFSET_mm_struct__exe_file), 0);
+	send_notice(
+		NOTICE_EXECUTED,
+		read_pointer(read_pointer((void *)ctx->args[0] + OFFSET_task_struct__mm) + OFFSET_mm_struct__exe_file),
+		0);
 	return 0;
 }
 

@@ -23,6 +23,7 @@ static u64 (*get_attach_cookie)(void *) = (void *)174; /* BPF_FUNC_get_attach_co
 #define TLS_CALL_READ 2
 #define TLS_CALL_OTHER 3
 #define TLS_CALL_SENDFILE 4
+#define TLS_CALL_WRITE_VECTOR 5
 
 #define RESULT_AX 1
 #define RESULT_STACK 2
@@ -55,6 +56,8 @@ struct plaintext {
 	u64 inode; /* of its socket; 0: not known */
 	u64 buffer;
 	u64 length;
+	u64 ended; /* number of the socket whose plaintext the peer has ended */
+	u32 count; /* KIND_VECTOR: how many segments */
 	u8 named; /* nothing of it was missed: its position means something */
 	u8 direction;
 	u8 kind;
@@ -153,7 +156,9 @@ static __always_inline u32 read_bio(const struct probe_hit *hit, u64 session, u3
 static __always_inline int is_tls_socket(u64 inode) {
 	struct connection *connection = connections.lookup(&inode);
 
-	return connection && connection->verdict == VERDICT_TLS;
+	/* Joined late, two calls have to begin as records do before it is for good; inside of a TLS call, one will do. */
+	return connection && (connection->verdict == VERDICT_TLS ||
+			      (connection->verdict == VERDICT_UNDECIDED && connection->records));
 }
 
 /* C: the socket of the session of a call that has just ended; 0: not known. `inside`: of the system calls in it. */
@@ -253,7 +258,8 @@ static __always_inline u64 go_session_socket(const struct probe_hit *hit, u64 co
 /* --- plaintext ------------------------------------------------------------------------------------------------------ */
 
 /* The connection inside of a socket: what it speaks is decided anew. */
-static __always_inline struct connection *remember_plaintext(const struct probe_hit *hit, u64 inside, u64 inode, u8 named) {
+static __always_inline struct connection *remember_plaintext(const struct probe_hit *hit, u64 inside, u64 inode,
+							     u8 named) {
 	struct connection new = {}, *outside = inode ? connections.lookup(&inode) : 0;
 
 	new.library = hit->layout->library;
@@ -261,11 +267,15 @@ static __always_inline struct connection *remember_plaintext(const struct probe_
 		new.sk = outside->sk;
 		new.role = outside->role;
 		new.filtered = outside->filtered;
-		new.fresh = outside->fresh && outside->since_ns >= hit->layout->attached_ns && hit->layout->attached_ns && named;
-		if (new.fresh && outside->tcp && outside->based) {
+		new.fresh = outside->fresh && outside->since_ns >= hit->layout->attached_ns &&
+			    hit->layout->attached_ns &&named;
+		if (new.fresh && outside->tcp) {
+			/* Early data is written before anything is sent. */
 			new.named = 1;
-			new.count[DIRECTION_SEND] = outside->base[DIRECTION_SEND];
-			new.count[DIRECTION_RECV] = outside->base[DIRECTION_RECV];
+			new.count[DIRECTION_SEND] = outside->based ? outside->base[DIRECTION_SEND]
+								   : position_after(outside->sk, DIRECTION_SEND);
+			new.count[DIRECTION_RECV] = outside->based ? outside->base[DIRECTION_RECV]
+								   : position_after(outside->sk, DIRECTION_RECV);
 		}
 	}
 	connections.update(&inside, &new);
@@ -277,6 +287,13 @@ static __always_inline u64 socket_number(const struct probe_hit *hit, u64 sessio
 	if (inode)
 		return inode | SOCKET_TLS;
 	return SOCKET_TLS | SOCKET_UNKNOWN | (session >> 4 & ((1ULL << 43) - 1)) | (u64)(hit->pid & 0x7ffff) << 43;
+}
+
+static __always_inline void end_plaintext(u64 inside) {
+	struct connection *connection = connections.lookup(&inside);
+
+	if (connection && connection->owner)
+		send_closed(inside, bpf_ktime_get_ns(), DIRECTION_RECV, 0, connection->count[DIRECTION_RECV]);
 }
 
 /* Plaintext that was written or read goes on to the other programs. */
@@ -327,10 +344,13 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 		goto done;
 	}
 #endif
-	if (connection->filtered) {
+#ifdef FILTER_PORT
+	/* Where the socket is not known, neither is its port. */
+	if (connection->filtered || !plaintext->inode) {
 		account(ledger, ROW_FILTERED, 1, length);
 		goto done;
 	}
+#endif
 	if (connection->verdict > VERDICT_HTTP1) {
 		account(ledger, row_of_verdict(connection->verdict), 1, length);
 		goto done;
@@ -359,7 +379,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->probe = 1;
 	call->second = plaintext->buffer;
 	call->third = 0;
-	call->count = 0;
+	call->count = plaintext->count;
 	probe_programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, length);
 done:
@@ -434,7 +454,8 @@ static __always_inline u64 count_of(const struct probe_hit *hit, const struct tl
 }
 
 /* GnuTLS has taken the data of a call that ends in EAGAIN: it will be asked again with the same data, or with none. */
-static __always_inline u64 committed_once(const struct probe_hit *hit, const struct tls_frame *frame, u64 length, s64 error) {
+static __always_inline u64 committed_once(const struct probe_hit *hit, const struct tls_frame *frame, u64 length,
+					  s64 error) {
 	struct tls_session_id id = {.session = frame->session, .pid = hit->pid};
 	struct tls_session *session;
 
@@ -465,11 +486,9 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 	u8 named, moves, found = 0;
 	u32 i;
 
-	if (!calls)
-		return;
-	depth = calls->depth;
+	depth = calls ? calls->depth : 0;
 #pragma clang loop unroll(disable)
-	for (i = 0; i < FRAMES; i++) {
+	for (i = 0; calls && i < FRAMES; i++) {
 		struct tls_frame *at = &calls->frames[(depth - 1) & (FRAMES - 1)];
 
 		if (!depth)
@@ -480,8 +499,12 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 			break;
 		}
 	}
-	if (!found)
+	if (!found) {
+		/* The call began before the probes were there. */
+		if (hit->call != TLS_CALL_OTHER && (int)hit->registers.result > 0)
+			count_found(FOUND_NOT);
 		return;
+	}
 	calls->depth = depth;
 	__builtin_memcpy(&frame, &calls->frames[depth & (FRAMES - 1)], sizeof(frame));
 	if (!frame.session)
@@ -495,15 +518,20 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 			if (!outer->socket)
 				outer->socket = frame.socket;
 			/* gnutls_record_uncork writes again what was written while it was corked. */
-			if (outer->call == TLS_CALL_OTHER)
+			if (outer->call == TLS_CALL_OTHER && hit->layout->library == LIBRARY_GNUTLS)
 				length = 0;
 		}
 	}
 	length = committed_once(hit, &frame, length, error);
 	moves = length > 0;
 	inode = find_session_socket(hit, frame.session, frame.socket, frame.call, &named, moves);
-	if (!moves)
+	if (!moves) {
+		/* The peer has said that it sends no more. (The calls that count by a pointer do not tell it from "try again".) */
+		if (frame.call == TLS_CALL_READ && frame.length && !hit->registers.result &&
+		    hit->result != RESULT_POINTER)
+			plaintext->ended = socket_number(hit, frame.session, inode);
 		return;
+	}
 	/* NSPR's calls are for every descriptor: what is not on a TLS socket is no plaintext of TLS. */
 	if (hit->layout->library == LIBRARY_NSS && (!inode || !is_tls_socket(inode)))
 		return;
@@ -511,7 +539,10 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 	plaintext->inode = inode;
 	plaintext->named = named;
 	plaintext->direction = frame.call == TLS_CALL_READ ? DIRECTION_RECV : DIRECTION_SEND;
-	plaintext->kind = frame.call == TLS_CALL_SENDFILE ? KIND_NO_BYTES : KIND_BUFFER;
+	plaintext->kind = frame.call == TLS_CALL_SENDFILE       ? KIND_NO_BYTES
+			  : frame.call == TLS_CALL_WRITE_VECTOR ? KIND_VECTOR
+								: KIND_BUFFER;
+	plaintext->count = frame.length;
 	plaintext->buffer = frame.buffer;
 	plaintext->length = length;
 }
@@ -558,7 +589,8 @@ static __always_inline void go_enter(const struct probe_hit *hit, u64 conn, u64 
 }
 
 /* It has read `length` bytes, or a record of the handshake (0). */
-static __always_inline void go_received(const struct probe_hit *hit, struct plaintext *plaintext, u64 buffer, u64 length) {
+static __always_inline void go_received(const struct probe_hit *hit, struct plaintext *plaintext, u64 buffer,
+					u64 length) {
 	struct tls_caller caller = {.id = hit->registers.goroutine, .pid = hit->pid};
 	struct tls_call *call = tls_calls.lookup(&caller);
 
@@ -641,6 +673,8 @@ int on_probe(struct pt_regs *ctx) {
 	}
 	if (plaintext.length)
 		emit(ctx, &hit, &plaintext);
+	else if (plaintext.ended)
+		end_plaintext(plaintext.ended);
 	return 0;
 }
 

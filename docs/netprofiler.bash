@@ -6,8 +6,8 @@ _netprofiler() {
     COMPREPLY=()
     case " $verbs " in *" ${COMP_WORDS[1]} "*) verb=${COMP_WORDS[1]} ;; esac
     case $verb in
-        run) options="-o --output --no-output --pid --exclude-pid --comm --exclude-comm --exe --exclude-exe --port --exclude-port --stream-interval --ledger --body-limit --no-raw-payload --redact --no-redact --duration --count -v --verbose --log-format --config --help" ;;
-        record) options="--pid --exclude-pid --comm --exclude-comm --exe --exclude-exe --port --exclude-port --ledger --duration -v --verbose --log-format --config --help" ;;
+        run) options="-o --output --no-output --pid --exclude-pid --comm --exclude-comm --exe --exclude-exe --port --exclude-port --stream-interval --ledger --body-limit --no-raw-payload --redact --no-redact --tls --no-tls --duration --count -v --verbose --log-format --config --help" ;;
+        record) options="--pid --exclude-pid --comm --exclude-comm --exe --exclude-exe --port --exclude-port --ledger --tls --no-tls --duration -v --verbose --log-format --config --help" ;;
         replay) options="-o --output --no-output --pid --exclude-pid --comm --exclude-comm --port --exclude-port --stream-interval --ledger --body-limit --no-raw-payload --redact --no-redact --count -v --verbose --log-format --config --help" ;;
         decode) options="--help" ;;
         doctor) options="--json --help" ;;

@@ -233,6 +233,10 @@ class Pipeline:
             if len(self._outsides) >= HANDSHAKES_MAX:
                 self._end_outside(next(iter(self._outsides)))
             outside = self._outsides[event.socket] = _Outside(event.pid, event.direction)
+            inside = self.connections.get(event.socket | wire.SOCKET_TLS)
+            if inside is not None:  # early data is written before the hello is sent
+                outside.link = inside.link
+                outside.is_read = True
         outside.handshake.feed(event.direction == outside.client_direction, event.payload)
         if outside.link is not None:
             _tell(outside)
@@ -309,7 +313,5 @@ def _tell(outside: _Outside) -> None:
     link, facts = outside.link, outside.handshake.facts
     if link is None or link.tls is None:
         return
-    link.tls = Tls(
-        link.tls.library, facts.version, facts.cipher, facts.sni, facts.alpn_selected, facts.alpn_offered
-    )
+    link.tls = Tls(link.tls.library, facts.version, facts.cipher, facts.sni, facts.alpn_selected, facts.alpn_offered)
     link.rendered.clear()

@@ -37,7 +37,11 @@ changed, restarted or proxied. Without a verb it captures; with
 .B \-\-
 it starts COMMAND, watches it and its children alone, and ends with its exit status.
 .PP
-TLS and HTTP/2 are not read yet: their bytes are counted in the ledger. QUIC and io_uring are not seen at all.
+What is inside of TLS is read by probes in the TLS libraries: Go's crypto/tls, OpenSSL, BoringSSL, GnuTLS, NSS (Linux 6.6 or
+newer, x86-64).
+.B netprofiler explain
+says of a process what is read of it, and why what is not. HTTP/2 is not read yet: its bytes are counted in the ledger. QUIC and
+io_uring are not seen at all.
 """
 
 _AFTER_VERBS: Final = r""".SH SIGNALS
@@ -91,6 +95,7 @@ When set (by systemd), READY=1 is sent there.
 .nf
 sudo netprofiler \-\-output http.log
 sudo netprofiler \-\-port 8080
+sudo netprofiler \-\-port 443
 sudo netprofiler \-o \- \-\- curl \-s http://127.0.0.1:8080/
 .fi
 .SH SEE ALSO

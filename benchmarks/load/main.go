@@ -62,6 +62,7 @@ type config struct {
 	body        int  // POST with a body of so many bytes; 0: GET
 	close       bool // a connection for each request
 	tls         bool
+	wait        time.Duration
 	directory   string
 	hold        int // rounds of one request on each connection, and a wait for a line on stdin after each
 }
@@ -82,9 +83,11 @@ func main() {
 	flags.IntVar(&cfg.body, "body", 0, "POST so many bytes")
 	flags.BoolVar(&cfg.close, "close", false, "a connection for each request")
 	flags.BoolVar(&cfg.tls, "tls", false, "over TLS, no certificate asked for")
+	flags.DurationVar(&cfg.wait, "wait", 0, "before anything: until this file is probed, that it may be seen from its first byte")
 	flags.StringVar(&cfg.directory, "directory", ".", "where the certificate goes")
 	flags.IntVar(&cfg.hold, "hold", 0, "rounds of one request on every connection; waits for a line on standard input after each")
 	flags.Parse(os.Args[2:])
+	time.Sleep(cfg.wait)
 	var err error
 	switch os.Args[1] {
 	case "echo":

@@ -41,9 +41,10 @@ DRAIN_SECONDS: Final = 0.010
 """The ring is read this often; it holds much more than this. Rarer costs less CPU (25 ms: 1 us a record less at 2,000
 requests/s) but takes it in bursts that the 99th percentile of the watched notices."""
 BUSY_DRAIN_SECONDS: Final = 0.025
-"""Where the last round brought more than BUSY_BYTES: fewer and larger rounds leave more of the CPU to the watched (wrk
-on the Go server: 0.71 of its throughput without the agent instead of 0.67). A ring that fills wakes us anyway."""
-BUSY_BYTES: Final = 64 * 1024
+"""Where the last round brought something in BUSY_BYTES: fewer and larger rounds leave more of the CPU to the watched (wrk
+on the Go server: 0.71 of its throughput without the agent instead of 0.67). With more than that, large bodies, the ring
+could fill meanwhile."""
+BUSY_BYTES: Final = range(64 * 1024, 1024 * 1024)
 TRICKLE_BYTES: Final = 64 * 1024
 """A round ends with a batch smaller than this: what comes in while we read is left for the next one."""
 _M_TRIM_THRESHOLD: Final = -1
@@ -196,6 +197,8 @@ class Capture:
             for pid, count in consumer.unread().items():
                 if pid in self._reasons:
                     name, reason = self._reasons[pid]
+                    if discovery is not None and process_name(pid) == name:  # it lives: more may be known by now
+                        reason = why_unread(pid, discovery.describe(pid))
                     connections = "1 TLS connection" if count == 1 else f"{count} TLS connections"
                     self._log.warn(f"not read: {connections} of process {pid} ({name}): {reason}")
         finally:
@@ -252,7 +255,7 @@ class Capture:
         housekeeping_ns = start_ns + HOUSEKEEPING_NS
         drained = 0
         while not self._stop:
-            source.wait(BUSY_DRAIN_SECONDS if drained > BUSY_BYTES else DRAIN_SECONDS)
+            source.wait(BUSY_DRAIN_SECONDS if drained in BUSY_BYTES else DRAIN_SECONDS)
             now_ns = monotonic_ns()
             drained = self._round(source, consumer, now_ns)
             self._attend(source)

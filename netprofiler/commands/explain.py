@@ -79,7 +79,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """TLS connections of a process of which no message was read."""
+    """TLS connections of a process of which nothing was read."""
 
     pid: int
     connections: int
@@ -100,7 +100,7 @@ class Look:
     tls_read: int
     """TLS connections of which a message was read."""
     tls_unread: list[Unread]
-    """TLS connections that began meanwhile and of which none was, by process."""
+    """TLS connections that began meanwhile and of which nothing was read, HTTP/1 or not, by process."""
     found: dict[str, int]
     """Calls with plaintext, of all processes of this host, by how their socket was found (FOUND_MEANINGS); those that
     are not 0."""
@@ -444,7 +444,7 @@ def _look_lines(look: Look) -> list[str]:
         ]
     if look.tls_read or look.tls_unread:
         others = sum(unread.connections for unread in look.tls_unread)
-        lines.append(f"  TLS connections: {look.tls_read} with HTTP/1 that was read, {others} others")
+        lines.append(f"  TLS connections: {look.tls_read} with HTTP/1, {others} of which nothing was read")
         lines += [
             f"    {unread.connections} of process {unread.pid}: {unread.why}"
             for unread in look.tls_unread[:UNREAD_SHOWN]

@@ -107,8 +107,10 @@ def _tls(tls: Tls | None, version: str) -> str:
     if tls is None:
         return ""
     alpn = tls.alpn_selected
-    if alpn is None and tls.version == "1.3" and version.lower() in tls.alpn_offered:
-        alpn = version.lower()
+    if alpn is None and tls.version == "1.3":
+        # An HTTP/1.0 answer is HTTP/1.1 as far as ALPN goes.
+        spoken = (version.lower(), "http/1.1") if version == "HTTP/1.0" else (version.lower(),)
+        alpn = next((name for name in spoken if name in tls.alpn_offered), None)
     members = (
         ("library", tls.library),
         ("version", tls.version),

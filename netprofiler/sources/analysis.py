@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -56,11 +57,20 @@ def _analyse(descriptor: int) -> Analysis:
         go = analyse_go(data)
         try:
             image = Image(data)
+            go = None if go is None else _checked(go, image)
             libraries = _libraries(descriptor, image, alone=go is not None)
             blind = _blind(image)
         except Damaged as reason:
             return Analysis(findings=() if go is None else (go,), problem=str(reason))
+        libraries = tuple(_checked(finding, image) for finding in libraries)
         return Analysis(image.build_id, libraries if go is None else (go, *libraries), blind)
+
+
+def _checked(finding: Finding, image: Image) -> Finding:
+    """The kernel puts a breakpoint wherever it is told to: one outside of the code would change the program's data."""
+    if all(image.is_code_in_file(probe.offset) for probe in finding.probes):
+        return finding
+    return replace(finding, probes=(), layout=None, problem="its functions lie outside of its code: a damaged file")
 
 
 def _libraries(descriptor: int, image: Image, *, alone: bool) -> tuple[Finding, ...]:

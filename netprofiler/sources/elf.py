@@ -45,6 +45,7 @@ _EM_X86_64: Final = 62
 _PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
 _PT_GNU_EH_FRAME: Final = 0x6474E550
+_SHF_EXECINSTR: Final = 4
 _PF_X: Final = 1
 _SHT_SYMTAB: Final = 2
 _SHT_RELA: Final = 4
@@ -81,6 +82,7 @@ class Section:
     """What the linker keeps apart."""
 
     kind: int
+    flags: int
     address: int
     offset: int
     size: int
@@ -118,6 +120,14 @@ class Image:
         if time.thread_time() > self._deadline:
             raise Damaged(f"its analysis takes more than {SECONDS_MAX} s of CPU time")
 
+    def is_code_in_file(self, offset: int) -> bool:
+        """Of the file: is it part of an executable segment and, where there are sections, of one that is executable?"""
+        sections = [section for section in self.sections if section.flags & _SHF_EXECINSTR]
+        segments = [segment for segment in self.segments if segment.kind == _PT_LOAD and segment.flags & _PF_X]
+        return any(part.offset <= offset < part.offset + part.size for part in segments) and (
+            not sections or any(part.offset <= offset < part.offset + part.size for part in sections)
+        )
+
     def _read_segments(self, table: int, size: int, count: int) -> Iterator[Segment]:
         if size != _SEGMENT.size:
             return
@@ -130,8 +140,8 @@ class Image:
         if size != _SECTION.size:
             return
         for fields in _SECTION.iter_unpack(self._table(table, min(count, SECTIONS_MAX) * size, size)):
-            _, kind, _, address, offset, length, link, _, _, _ = fields
-            yield Section(kind, address, offset, length, link)
+            _, kind, flags, address, offset, length, link, _, _, _ = fields
+            yield Section(kind, flags, address, offset, length, link)
 
     def _table(self, offset: int, size: int, entry: int) -> bytes:
         """Whole entries of a table, as far as the file has them."""

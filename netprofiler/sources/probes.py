@@ -58,6 +58,8 @@ class Call(enum.IntEnum):
     OTHER = 3
     """A call that moves no plaintext but may use the socket: handshake, shutdown, peek, uncork. It tells which socket is
     the session's."""
+    WRITE_VECTOR = 5
+    """PR_Writev(fd, vectors, how many, …)."""
     SENDFILE = 4
     """SSL_sendfile(session, descriptor, offset, size, flags): a length without bytes."""
 
@@ -94,9 +96,7 @@ class Probe:
 
     def cookie(self, layout: int) -> int:
         """What the kernel side gets with each hit; `layout` is the index of the file's `Layout` in the kernel's map."""
-        return (
-            self.purpose | self.call << 8 | self.result << 16 | (self.displacement & 0xFFFF) << 32 | layout << 48
-        )
+        return self.purpose | self.call << 8 | self.result << 16 | (self.displacement & 0xFFFF) << 32 | layout << 48
 
 
 @dataclass(frozen=True, slots=True)

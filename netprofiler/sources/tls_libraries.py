@@ -855,6 +855,7 @@ def _gnutls(code: Code) -> Finding | None:
 
 _NSS_CALLS: Final = (
     *(_Kind(name, Call.WRITE, Result.AX, 3) for name in ("PR_Write", "PR_Send")),
+    _Kind("PR_Writev", Call.WRITE_VECTOR, Result.AX, 3),
     *(_Kind(name, Call.READ, Result.AX, 3) for name in ("PR_Read", "PR_Recv")),
 )
 

@@ -2,8 +2,8 @@
 
 Contract: `why_unread` answers from what it is given and a look at /proc, in less than a millisecond; it opens no file of
 the process. It names the first cause of these that holds, so what it says is true even where another cause holds as well:
-the files were never looked at; what is in them is probed (then the connection was older, or not HTTP/1); it can be probed
-but is not; it cannot be read, and why; nothing that netprofiler knows is in them.
+the files were never looked at; what is in them is probed (then the connection was older, or carried nothing, or was that of
+another implementation in the process); it can be probed but is not; it cannot be read, and why; nothing that netprofiler knows is in them.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def why_unread(pid: int, files: Iterable[FileFacts], proc: Path = PROC) -> str:
     for file, finding in findings:
         if finding.probes and file.state is State.ATTACHED:
             return (
-                f"{title(finding)} in {file.path} is probed: its connections began before that, or were not HTTP/1, "
-                "or failed"
+                f"{title(finding)} in {file.path} is probed: its connections began before that, or ended without data"
+                f"{_or_by_others(files)}"
             )
     for file, finding in findings:
         if finding.probes:
@@ -78,6 +78,13 @@ def why_unread(pid: int, files: Iterable[FileFacts], proc: Path = PROC) -> str:
     in_kernel = kernel_tls_sockets(pid, proc)
     also = f", and {in_kernel} sockets of its network namespace are encrypted by the kernel" if in_kernel else ""
     return f"no TLS library that netprofiler knows is in the files that it runs{also}"
+
+
+def _or_by_others(files: list[FileFacts]) -> str:
+    """A program may have several implementations: rustup has OpenSSL and rustls."""
+    names = {name for file in files for name in file.analysis.blind}
+    names |= {title(finding) for file in files for finding in file.analysis.findings if finding.problem}
+    return f", or were those of {', '.join(sorted(names))}, which cannot be read" if names else ""
 
 
 def kernel_tls_sockets(pid: int, proc: Path = PROC) -> int:

@@ -26,7 +26,7 @@ from tests.real.harness.agent import NETPROFILER, Agent
 from tests.real.harness.checks import assert_equal_to_truth
 from tests.real.harness.go_lab import GoLab, address_of, exchange, write_plan
 from tests.real.harness.programs import Program, require, wait_until
-from tests.real.harness.text import breakpoints
+from tests.real.harness.text import breakpoints, is_probed
 from tests.real.harness.truth import Ask, Truth, app_plan, from_json_log, pattern
 
 pytestmark = pytest.mark.real
@@ -104,7 +104,7 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
                     copy.unlink()
 
     with tls_server(binary, directory) as server, Agent(directory, "--pid", str(os.getpid())) as agent:
-        wait_until(lambda: bool(breakpoints(server.pid)), "the server is probed")
+        wait_until(lambda: is_probed(server.pid, binary, agent.pid), "the server is probed")
         address = address_of(server)
         before = sample(agent, 0)
         begin = time.monotonic()
@@ -199,6 +199,7 @@ def test_killed_under_full_load(directory: Path) -> None:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             try:
+                wait_until(lambda: is_probed(server.pid, binary, killed.pid), "the server is probed")
                 probed = [server.pid, load.pid]
                 wait_until(lambda: all(breakpoints(pid) for pid in probed), "server and client are probed")
                 time.sleep(1)

@@ -294,7 +294,7 @@ def test_the_keys_are_the_schemas() -> None:
 
 def test_nothing_that_is_not_there_is_shown_as_working() -> None:
     """Options of later versions may be named only where it says so."""
-    later = ("--tls", "--no-tls", "--container", "--opt-in", "--env-output", "--metrics-address", "--max-cpu")
+    later = ("--container", "--opt-in", "--env-output", "--metrics-address", "--max-cpu")
     for path in PAGES:
         text = path.read_text()
         if path.name == "cli.md":

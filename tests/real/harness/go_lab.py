@@ -24,11 +24,13 @@ from tests.real.harness.checks import (
     parse_log,
 )
 from tests.real.harness.programs import Finished, Program, run_client, wait_until
-from tests.real.harness.text import breakpoints
+from tests.real.harness.text import is_probed
 from tests.real.harness.tls import assert_tls, messages, negotiated, one_story, tls_lines
 from tests.real.harness.truth import Ask, Truth, agreed
 
 ATTACH_SECONDS = 10.0
+ATTACHED_SECONDS = 0.05
+"""From the probes to the agent's note of it, which says that what begins now is seen from its beginning."""
 SETTLE_SECONDS = 8.0
 QUIET_SECONDS = 0.3
 """Longer than the agent holds a message back (connection.HOLD_NS)."""
@@ -65,7 +67,9 @@ class GoLab:
         with Program(command, directory, name=f"server-{self._servers}") as program:
             self._handed_out.setdefault(program.pid, 0)
             wait_until(lambda: "listening" in program.errors.read_text(), "the server listens")
-            wait_until(lambda: bool(breakpoints(program.pid)), f"{command[0]} is probed", ATTACH_SECONDS)
+            binary = Path(command[0])
+            wait_until(lambda: is_probed(program.pid, binary, self.agent.pid), f"{binary} is probed", ATTACH_SECONDS)
+            time.sleep(ATTACHED_SECONDS)
             yield program
 
     def client(self, command: Sequence[str | Path], directory: Path) -> Finished:
@@ -132,7 +136,7 @@ def exchange(
     plan = write_plan(directory, asks)
     unix = listen.startswith("unix:")
     with lab.server([server_binary or binary, "server", "-listen", listen, *server_options], directory) as server:
-        command = [binary, "client", "-connect", address_of(server), "-plan", plan, *client_options]
+        command: list[str | Path] = [binary, "client", "-connect", address_of(server), "-plan", plan, *client_options]
         done = lab.client(command, directory)
         told = server.truth(len(asks) * connections)
         printed = done.output + server.log.read_text()

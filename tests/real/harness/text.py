@@ -1,10 +1,12 @@
 """The text of a running process against that of its file: a probe is a breakpoint there, and whoever leaves one leaves a difference.
 
-This asks nobody: it works on every kernel, and after whoever put the probes in has died.
+This asks nobody: it works on every kernel, and after whoever put the probes in has died. It cannot tell whose a probe is;
+where the kernel shows that (Linux 6.17), `probed_files` does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +64,20 @@ def _differences(memory: int, file: int, mapping: _Mapping, path: str) -> list[i
                 assert now == INT3, f"{path} at {mapping.offset + at + index:#x} is {now:#x}, was {then:#x}"
                 offsets.append(mapping.offset + at + index)
     return offsets
+
+
+def probed_files(pid: int) -> set[str] | None:
+    """The files that this process, an agent, has probes in; None where the kernel does not show it, or there are none."""
+    found = set()
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            text = info.read_text()
+            if "link_type:\tuprobe_multi" in text:
+                found |= {line.removeprefix("path:\t") for line in text.splitlines() if line.startswith("path:\t")}
+    return found or None
+
+
+def is_probed(pid: int, path: Path, agent_pid: int) -> bool:
+    """Whether the process of this executable is probed; by this agent, as far as the kernel tells: another may run here."""
+    ours = probed_files(agent_pid)
+    return bool(breakpoints(pid, str(path))) and (ours is None or str(path) in ours)

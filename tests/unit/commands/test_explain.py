@@ -357,7 +357,7 @@ def test_a_look_says_what_became_of_tls() -> None:
     unread = [Unread(4000 + number, 2, "it ended before") for number in range(UNREAD_SHOWN + 1)]
     look = a_look({"bytes": {"tls": 9}, "calls": {"tls": 1}}, 3, unread, {"hello": 7, "not_found": 1})
     lines = module._look_lines(look)
-    assert f"  TLS connections: 3 with HTTP/1 that was read, {2 * len(unread)} others" in lines
+    assert f"  TLS connections: 3 with HTTP/1, {2 * len(unread)} of which nothing was read" in lines
     assert "    2 of process 4000: it ended before" in lines
     assert not any(f"process {unread[-1].pid}" in line for line in lines)
     assert [line.split()[0] for line in lines if line.endswith(FOUND_MEANINGS["hello"])] == ["7"]

@@ -129,6 +129,7 @@ def test_libnspr4_of_this_machine() -> None:
     assert finding.version.startswith("4.")
     writes = {probe.function for probe in finding.probes if probe.call is Call.WRITE}
     assert writes == {"PR_Write", "PR_Send"}
+    assert {p.function for p in finding.probes if p.call is Call.WRITE_VECTOR} == {"PR_Writev"}
     assert any("return probe" in note for note in finding.notes)
 
 
