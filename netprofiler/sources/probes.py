@@ -80,6 +80,8 @@ class Result(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
+    """One instruction, and what it tells the kernel side."""
+
     offset: int
     """Of the instruction in the file."""
     purpose: Purpose
