@@ -292,6 +292,15 @@ static __always_inline struct workspace *find_workspace(void) {
 	return all ? &all->at[0] : 0;
 }
 
+static __always_inline u64 is_zero(u64 value) {
+	u64 negative = -value;
+
+	KEEP_CHECK(negative);
+	value = (value | negative) >> 63;
+	KEEP_CHECK(value);
+	return value ^ 1;
+}
+
 /* Of a program that was tail-called: the place that this thread has taken in a probe, or the first. Returns its number. */
 static __always_inline u32 find_place(struct workspaces **all, struct workspace **w, struct ledger **ledger) {
 	u32 cpu = bpf_get_smp_processor_id(), index;
@@ -300,11 +309,10 @@ static __always_inline u32 find_place(struct workspaces **all, struct workspace 
 	*all = workspaces.lookup(&cpu);
 	if (!*all)
 		return 0;
-	place = (*all)->owner[1] == thread ? 1 : (*all)->owner[2] == thread ? 2 : (*all)->owner[3] == thread ? 3 : 0;
+	/* Without branches: the verifier would go through all that follows once for each place. */
+	place = (is_zero((*all)->owner[1] ^ thread) + 2 * is_zero((*all)->owner[2] ^ thread) +
+		 3 * is_zero((*all)->owner[3] ^ thread)) & (PLACES - 1);
 	index = cpu * PLACES + place;
-	KEEP_CHECK(place);
-	if (place >= PLACES)
-		return 0;
 	*w = &(*all)->at[place];
 	*ledger = ledgers.lookup(&index);
 	return place;

@@ -26,7 +26,7 @@ from tests.real.harness.agent import NETPROFILER, Agent
 from tests.real.harness.checks import assert_equal_to_truth
 from tests.real.harness.go_lab import GoLab, address_of, exchange, write_plan
 from tests.real.harness.programs import Program, require, wait_until
-from tests.real.harness.text import breakpoints, is_probed
+from tests.real.harness.text import breakpoints, is_probed, orphans
 from tests.real.harness.truth import Ask, Truth, app_plan, from_json_log, pattern
 
 pytestmark = pytest.mark.real
@@ -207,7 +207,7 @@ def test_killed_under_full_load(directory: Path) -> None:
                 killed.kill()
                 killed.wait(10)
             # The kernel takes the probes away when the last descriptor is closed, which the dead process's exit does.
-            wait_until(lambda: not any(breakpoints(pid) for pid in probed), "no probe is left", seconds=2)
+            wait_until(lambda: not any(orphans(pid) for pid in probed), "no probe is left", seconds=2)
             assert load.poll() is None, "the load had ended before the probes were gone"
             output, _ = load.communicate(timeout=30)
         finally:

@@ -70,7 +70,7 @@ def probed_files(pid: int) -> set[str] | None:
     """The files that this process, an agent, has probes in; None where the kernel does not show it, or there are none."""
     found = set()
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # closed meanwhile
             text = info.read_text()
             if "link_type:\tuprobe_multi" in text:
                 found |= {line.removeprefix("path:\t") for line in text.splitlines() if line.startswith("path:\t")}
@@ -81,3 +81,13 @@ def is_probed(pid: int, path: Path, agent_pid: int) -> bool:
     """Whether the process of this executable is probed; by this agent, as far as the kernel tells: another may run here."""
     ours = probed_files(agent_pid)
     return bool(breakpoints(pid, str(path))) and (ours is None or str(path) in ours)
+
+
+def orphans(pid: int) -> dict[str, list[int]]:
+    """The breakpoints in a process that are of nobody who lives, as far as the kernel tells: another agent may run here."""
+    owned: set[str] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # ended meanwhile, or not ours to look at
+                owned |= probed_files(int(entry.name)) or set()
+    return {path: offsets for path, offsets in breakpoints(pid).items() if path not in owned}
