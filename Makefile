@@ -4,11 +4,11 @@ PREFIX ?= /usr/local
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages packages-test demo test test-unit test-kernel test-real lint format bench lock clean
+.PHONY: help install packages packages-test demo test test-unit test-kernel test-real test-go-matrix test-churn lint format bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-13s %s\n' "$$name" "$$text"; done
+		printf '  make %-15s %s\n' "$$name" "$$text"; done
 
 install: ## .venv with netprofiler and all it takes; as root also PREFIX/bin/netprofiler (/usr/local)
 	@scripts/install.sh "$(PREFIX)"
@@ -34,6 +34,12 @@ test-kernel: install packages-test ## the tests against this kernel (root)
 test-real: install packages-test ## the tests against real servers and clients (root)
 	@scripts/test.sh tests/real $(PYTEST_ARGS)
 
+test-go-matrix: install packages-test ## every Go version that TLS is read of, in every build mode (root; minutes, gigabytes)
+	@scripts/test.sh tests/real/go_matrix.py $(PYTEST_ARGS)
+
+test-churn: install packages-test ## ten minutes of TLS programs that come and go (root)
+	@scripts/test.sh tests/real/long_churn.py $(PYTEST_ARGS)
+
 lint: install ## ruff, mypy --strict, import-linter, clang-format, gofmt, go vet
 	@scripts/lint.sh
 
@@ -47,5 +53,5 @@ lock: ## write the lock files anew from pyproject.toml
 	@scripts/lock.sh
 
 clean: ## remove all that the other targets made in this directory
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .cache .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

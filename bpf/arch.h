@@ -85,6 +85,10 @@ struct call_registers {
 #error "netprofiler knows x86-64 and arm64"
 #endif
 
+/* bpf_probe_read_user under another name: at each call of that one BCC (0.26, bcc_symcache_resolve_name) hashes all symbols
+ * of the kernel anew to see whether the helper is there, which takes some 50 ms. It is there since Linux 5.5. */
+static int (*copy_from_user)(void *to, u32 size, const void *from) = (void *)112; /* BPF_FUNC_probe_read_user */
+
 /* Kernel memory, read in one of two ways. A bpf_probe_read_kernel costs some 35 ns (measured, docs/benchmarks.md), and a
  * call takes many. From a pointer whose type the verifier knows (bpf_get_current_task_btf, Linux 5.11) it takes plain loads, of 1 ns: DIRECT_READS, where sources/kernel.py found that such a program loads. In assembly,
  * because BCC would make a bpf_probe_read of it. */

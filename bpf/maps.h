@@ -44,7 +44,7 @@ struct connection {
 	u32 base[2]; /* where each direction's bytes begin for us */
 	u8 lost;     /* a bit a direction: something of it found the ring full */
 	u8 records;  /* joined late: calls that began with the header of a TLS record; a second one decides */
-	u8 library;  /* plaintext: LIBRARY_ */
+	u8 library;  /* LIBRARY_, of plaintext, and of a socket whose plaintext is read */
 	u8 named;    /* plaintext: positions name the same bytes at the other end */
 	u8 announced; /* TLS: something of its handshake was sent up */
 	u8 reserved;
@@ -311,7 +311,8 @@ static __always_inline u32 find_place(struct workspaces **all, struct workspace 
 		return 0;
 	/* Without branches: the verifier would go through all that follows once for each place. */
 	place = (is_zero((*all)->owner[1] ^ thread) + 2 * is_zero((*all)->owner[2] ^ thread) +
-		 3 * is_zero((*all)->owner[3] ^ thread)) & (PLACES - 1);
+		 3 * is_zero((*all)->owner[3] ^ thread)) &
+		(PLACES - 1);
 	index = cpu * PLACES + place;
 	*w = &(*all)->at[place];
 	*ledger = ledgers.lookup(&index);

@@ -141,7 +141,7 @@ static __always_inline int announce(struct workspace *w, struct ledger *ledger, 
 		KEEP_CHECK(length);
 		if (length > ARGUMENTS_BYTES)
 			length = ARGUMENTS_BYTES;
-		if (bpf_probe_read_user(w->payload + sizeof(*record), length, (void *)start))
+		if (copy_from_user(w->payload + sizeof(*record), length, (void *)start))
 			length = 0;
 		record->arguments_length = length;
 		if (send_up(ledger, record, sizeof(*record) + length)) {
@@ -228,11 +228,11 @@ static __always_inline int next_segment(struct call *call) {
 			return 0;
 		call->messages_left--;
 		/* msg_iov and msg_iovlen of the next message, and how much of it was used. */
-		if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->messages + MESSAGE_VECTORS))
+		if (copy_from_user(&vector, sizeof(vector), (void *)call->messages + MESSAGE_VECTORS))
 			return 0;
 		call->message_left = call->total;
 		if (call->counted) {
-			if (bpf_probe_read_user(&length, sizeof(length), (void *)call->messages + MESSAGE_LENGTH))
+			if (copy_from_user(&length, sizeof(length), (void *)call->messages + MESSAGE_LENGTH))
 				return 0;
 			call->message_left = length;
 		}
@@ -243,7 +243,7 @@ static __always_inline int next_segment(struct call *call) {
 		if (!call->segments_left || !call->message_left)
 			return 1;
 	}
-	if (bpf_probe_read_user(&vector, sizeof(vector), (void *)call->segments))
+	if (copy_from_user(&vector, sizeof(vector), (void *)call->segments))
 		return 0;
 	if (call->probe) /* a PRIOVec has an int there, and 4 bytes of anything behind it */
 		vector.length = (u32)vector.length;
@@ -302,7 +302,7 @@ static __always_inline void continue_long_call(void *ctx, struct workspace *w, s
 		KEEP_CHECK(filled);
 		if (n > PIECE_BYTES || filled > PIECE_BYTES)
 			return;
-		if (bpf_probe_read_user(w->payload + filled, n, (void *)call->at))
+		if (copy_from_user(w->payload + filled, n, (void *)call->at))
 			goto unreadable;
 		call->at += n;
 		call->left -= n;
@@ -358,7 +358,7 @@ static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u6
 	u32 i;
 
 	__builtin_memcpy(source->magic, "npfile\x01\x02", 8);
-	if (!offset_pointer || bpf_probe_read_user(&after, sizeof(after), (void *)offset_pointer))
+	if (!offset_pointer || copy_from_user(&after, sizeof(after), (void *)offset_pointer))
 		after = read_u64(file + OFFSET_file__f_pos);
 	source->offset = after - w->call.total;
 	source->inode = read_u64(inode + OFFSET_inode__i_ino);
@@ -414,7 +414,7 @@ static __always_inline u32 gather_prefix(struct call *call, u8 *text, u32 held) 
 		KEEP_CHECK(to);
 		if (to >= 2 * PREFIX_BYTES)
 			break;
-		if (bpf_probe_read_user(text + to, wanted, (void *)call->at))
+		if (copy_from_user(text + to, wanted, (void *)call->at))
 			return 0;
 		call->at += wanted;
 		call->left -= wanted;
@@ -580,7 +580,7 @@ static __always_inline void send_handshake(struct workspace *w, struct ledger *l
 	if (wanted > call->left)
 		wanted = call->left;
 	KEEP_CHECK(wanted);
-	if (!wanted || wanted > HELLO_BYTES || bpf_probe_read_user(text, wanted, (void *)call->at)) {
+	if (!wanted || wanted > HELLO_BYTES || copy_from_user(text, wanted, (void *)call->at)) {
 		connection->hello_left[direction] = 0;
 		return;
 	}
@@ -617,13 +617,13 @@ static __always_inline u64 copy_head(struct workspace *w) {
 	struct call *call = &w->call;
 	u64 copied = call->left < call->total ? call->left : call->total;
 
-	if (bpf_probe_read_user(w->payload, PREFIX_BYTES, (void *)call->at) ||
+	if (copy_from_user(w->payload, PREFIX_BYTES, (void *)call->at) ||
 	    looks_like(w->payload, PREFIX_BYTES) != LOOKS_HTTP1)
 		return 0;
 	if (copied > HEAD_BYTES)
 		copied = HEAD_BYTES;
 	KEEP_CHECK(copied);
-	if (copied > HEAD_BYTES || bpf_probe_read_user(w->payload, copied, (void *)call->at))
+	if (copied > HEAD_BYTES || copy_from_user(w->payload, copied, (void *)call->at))
 		return 0;
 	return copied;
 }
@@ -685,7 +685,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 		KEEP_CHECK(whole);
 		if (whole > PIECE_BYTES)
 			return;
-		if (bpf_probe_read_user(w->payload, whole, (void *)call->at))
+		if (copy_from_user(w->payload, whole, (void *)call->at))
 			reason = REASON_UNREADABLE;
 		else
 			captured = whole;
@@ -932,7 +932,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 
 	if (is_compat_call(task))
 		return 0;
-	if (connection->verdict != VERDICT_HTTP1 && result > 0)
+	if (connection->verdict != VERDICT_HTTP1 && !connection->library && result > 0)
 		note_socket((const void *)ctx->args[0], pid, LOAD_U32(task, OFFSET_task_struct__pid), inode);
 	w = find_workspace();
 	ledger = find_ledger();
@@ -948,8 +948,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 				break;
 			u32 length = 0;
 
-			bpf_probe_read_user(&length, sizeof(length),
-					    (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
+			copy_from_user(&length, sizeof(length), (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
 			result += length;
 		}
 	}

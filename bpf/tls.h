@@ -66,14 +66,14 @@ struct plaintext {
 static __always_inline u64 read_user_u64(u64 at) {
 	u64 value = 0;
 
-	bpf_probe_read_user(&value, sizeof(value), (void *)at);
+	copy_from_user(&value, sizeof(value), (void *)at);
 	return value;
 }
 
 static __always_inline u32 read_user_u32(u64 at) {
 	u32 value = 0;
 
-	bpf_probe_read_user(&value, sizeof(value), (void *)at);
+	copy_from_user(&value, sizeof(value), (void *)at);
 	return value;
 }
 
@@ -219,7 +219,7 @@ static __always_inline u64 find_session_socket(const struct probe_hit *hit, u64 
 static __always_inline u64 go_socket(const struct probe_hit *hit, u64 conn, s64 type_from_here) {
 	u64 interface[2] = {}, descriptor_at;
 
-	if (!type_from_here || bpf_probe_read_user(interface, sizeof(interface), (void *)conn) || !interface[0])
+	if (!type_from_here || copy_from_user(interface, sizeof(interface), (void *)conn) || !interface[0])
 		return 0;
 	if (read_user_u64(interface[0] + hit->layout->conn_itab_type) != hit->registers.address + type_from_here)
 		return 0;
@@ -267,6 +267,7 @@ static __always_inline struct connection *remember_plaintext(const struct probe_
 		new.sk = outside->sk;
 		new.role = outside->role;
 		new.filtered = outside->filtered;
+		outside->library = new.library; /* its session is known: no need to watch its system calls for that */
 		new.fresh = outside->fresh && outside->since_ns >= hit->layout->attached_ns &&
 			    hit->layout->attached_ns &&named;
 		if (new.fresh && outside->tcp) {
@@ -338,12 +339,6 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call = &w->call;
 	call->first_position = connection->count[direction & 1];
 	lock_xadd(&connection->count[direction & 1], (u32)length);
-#ifdef FILTER_PROCESS
-	if (!current_watched(hit->pid)) {
-		account(ledger, ROW_FILTERED, 1, length);
-		goto done;
-	}
-#endif
 #ifdef FILTER_PORT
 	/* Where the socket is not known, neither is its port. */
 	if (connection->filtered || !plaintext->inode) {
@@ -621,6 +616,10 @@ int on_probe(struct pt_regs *ctx) {
 	hit.tid = thread;
 	if (hit.pid == AGENT_PID)
 		return 0;
+#ifdef FILTER_PROCESS
+	if (!current_watched(hit.pid))
+		return 0;
+#endif
 	hit.layout = tls_layouts.lookup(&index);
 	if (!hit.layout)
 		return 0;
