@@ -49,8 +49,9 @@ TRICKLE_BYTES: Final = 64 * 1024
 """A round ends with a batch smaller than this: what comes in while we read is left for the next one."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-SETTLE_NS: Final = 500_000_000
-"""What runs already is looked through before `ready`, if that takes no longer; most of it was done while the compiler ran."""
+SETTLE_NS: Final = 3_000_000_000
+"""What runs already is looked through before `ready`, if that takes no longer: a tenth of a second as a rule, as most of it was
+done while the compiler ran; with dozens of large programs, each analysed for the first time, seconds."""
 REASONS_MAX: Final = 32
 """Processes of which it is said at the end why their TLS was not read."""
 HOUSEKEEPING_NS: Final = 1_000_000_000
