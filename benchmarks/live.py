@@ -65,7 +65,7 @@ QUICK = Plan(
     rounds=1, fixed_rounds=1, fixed_seconds=4, saturation_seconds=3, short_seconds=2, starts=2, idle_connections=2000
 )
 FULL = Plan(
-    rounds=3, fixed_rounds=9, fixed_seconds=8, saturation_seconds=10, short_seconds=4, starts=5, idle_connections=10_000
+    rounds=3, fixed_rounds=7, fixed_seconds=8, saturation_seconds=10, short_seconds=4, starts=5, idle_connections=10_000
 )
 
 

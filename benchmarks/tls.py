@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import host
@@ -61,7 +62,7 @@ def fixed_rate(setting: Setting, plan: Plan) -> Section:
         section = at_fixed_rate(
             f"{plan.fixed_rate:,} requests/s on the Go server, over TLS",
             setting,
-            plan,
+            replace(plan, fixed_rounds=plan.rounds),
             server,
             ("-tls", "-wait", "1s"),
             [
