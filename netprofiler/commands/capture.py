@@ -54,6 +54,8 @@ SETTLE_NS: Final = 3_000_000_000
 done while the compiler ran; with dozens of large programs, each analysed for the first time, seconds."""
 REASONS_MAX: Final = 32
 """Processes of which it is said at the end why their TLS was not read."""
+POLL_NS: Final = 100_000_000
+"""Discovery is asked to go on this often when nothing calls for it: it costs as much as a round without traffic."""
 HOUSEKEEPING_NS: Final = 1_000_000_000
 NICE: Final = -10
 """The agent competes with what it watches: it needs its share promptly, or the ring fills."""
@@ -64,7 +66,7 @@ CLOCK_STEP_NS: Final = 1_000_000
 class Source(Protocol):
     """What a capture needs of `KernelSource`."""
 
-    def wait(self, seconds: float) -> None: ...
+    def wait(self, seconds: float) -> bool: ...
 
     def read(self) -> bytes: ...
 
@@ -138,6 +140,7 @@ class Capture:
         self._discovery: Discovery | None = None
         self._source: KernelSource | None = None
         self._notices_lost = 0
+        self._poll_ns = 0
         self._reasons: dict[int, tuple[str, str]] = {}
         """Processes with TLS that is not read → name and reason, asked while they live."""
         self._child: subprocess.Popen[bytes] | None = None
@@ -256,10 +259,10 @@ class Capture:
         housekeeping_ns = start_ns + HOUSEKEEPING_NS
         drained = 0
         while not self._stop:
-            source.wait(BUSY_DRAIN_SECONDS if drained in BUSY_BYTES else DRAIN_SECONDS)
+            changed = source.wait(BUSY_DRAIN_SECONDS if drained in BUSY_BYTES else DRAIN_SECONDS)
             now_ns = monotonic_ns()
             drained = self._round(source, consumer, now_ns)
-            self._attend(source)
+            self._attend(source, now_ns, changed=changed)
             if self._reopen:
                 self._reopen = False
                 consumer.reopen()
@@ -271,19 +274,22 @@ class Capture:
             if self._child is not None and self._child.poll() is not None:
                 return
 
-    def _attend(self, source: Source) -> None:
-        """What processes have begun or ended to use."""
+    def _attend(self, source: Source, now_ns: int, *, changed: bool) -> None:
+        """What processes have begun or ended to use; `changed`: a file with probes was written to."""
         discovery = self._discovery
         if discovery is None:
             return
-        for notice in source.notices():
+        notices = source.notices()
+        for notice in notices:
             if notice.kind == wire.NOTICE_EXECUTED:
                 discovery.executed(notice.pid, notice.device, notice.inode)
             elif notice.kind == wire.NOTICE_MAPPED:
                 discovery.mapped(notice.pid, notice.device, notice.inode, notice.address)
             elif notice.kind == wire.NOTICE_EXITED:
                 discovery.exited(notice.pid)
-        discovery.poll()
+        if changed or notices or not discovery.settled or now_ns >= self._poll_ns:
+            self._poll_ns = now_ns + POLL_NS
+            discovery.poll()
 
     def end(self, source: Source, consumer: Consumer) -> None:
         """The probes are gone: what is left in the ring, then what is left in hand."""

@@ -433,17 +433,19 @@ class KernelSource:
     def _map_rings(self) -> None:
         self._events = Ring(self._bpf[b"events"].map_fd, RING_BYTES)
         self._notices = Ring(self._bpf[b"notices"].map_fd, NOTICE_BYTES)
+        self._wakes = -1
         self._epoll = select.epoll()
         # Edge-triggered: it answers to a wake-up, not to there being something.
         self._epoll.register(self._bpf[b"events"].map_fd, select.EPOLLIN | select.EPOLLET)
 
     def wake_for(self, descriptor: int) -> None:
         """`wait` ends early when this descriptor is readable."""
+        self._wakes = descriptor
         self._epoll.register(descriptor, select.EPOLLIN)
 
-    def wait(self, seconds: float) -> None:
-        """Until a CPU has written much, or the time is over."""
-        self._epoll.poll(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Until a CPU has written much, or the time is over. True: what `wake_for` named is readable."""
+        return any(descriptor == self._wakes for descriptor, _ in self._epoll.poll(seconds))
 
     def read(self) -> bytes:
         """What is in the ring, copied; empty when there is nothing."""

@@ -38,11 +38,12 @@ class FakeSource:
         self.told: list[Command] = []
         self.now_ns = 0
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         assert seconds < 0.1
         self.now_ns += ROUND_NS
         if self.batches:
             self.ring += self.batches.pop(0)
+        return False
 
     def read(self) -> bytes:
         return self.ring
