@@ -932,7 +932,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 
 	if (is_compat_call(task))
 		return 0;
-	if (connection->verdict != VERDICT_HTTP1 && !connection->library && result > 0)
+	if (TLS_PROBES && !connection->library && result > 0 &&
+	    (connection->verdict == VERDICT_TLS || connection->verdict == VERDICT_UNDECIDED))
 		note_socket((const void *)ctx->args[0], pid, LOAD_U32(task, OFFSET_task_struct__pid), inode);
 	w = find_workspace();
 	ledger = find_ledger();

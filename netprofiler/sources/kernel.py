@@ -237,6 +237,7 @@ class KernelSource:
             f"-DCPUS={possible_cpus()}",
             f"-DCONNECTIONS_MAX={CONNECTIONS_MAX}",
             f"-DPROCESSES_MAX={PROCESSES_MAX}",
+            f"-DTLS_PROBES={int(tls)}",
             f"-DLAYOUTS_MAX={LAYOUTS_MAX}",
             f"-DSESSIONS_MAX={SESSIONS_MAX}",
             f"-DFILES_MAX={FILES_MAX}",
