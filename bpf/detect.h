@@ -17,6 +17,11 @@ static __always_inline int begins_record(const u8 *text, u32 length) {
 	return length >= 5 && text[0] >= 0x14 && text[0] <= 0x17 && text[1] == 3 && text[2] <= 4 && text[3] <= 0x48;
 }
 
+/* A ClientHello, by the first 6 bytes of its record. */
+static __always_inline int begins_hello(const u8 *text) {
+	return text[0] == 0x16 && text[1] == 3 && text[5] == 1;
+}
+
 static __always_inline int looks_like(const u8 *text, u32 length) {
 	u32 i;
 

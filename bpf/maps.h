@@ -21,6 +21,9 @@
 /* Of a TLS connection's ciphertext, a direction: the hellos, with a second one, and post-quantum key shares in them. */
 #define HELLO_BYTES 6144
 
+/* Calls behind a proxy's CONNECT of which the first bytes are looked at: is it TLS? */
+#define TUNNEL_LOOKS 8
+
 #define PREFIX_BYTES 16 /* enough for the longest method we take for one, and a target's first byte */
 
 #define VERDICT_UNDECIDED 0

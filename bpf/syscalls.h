@@ -647,6 +647,17 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 
 		if (control->flags & CONTROL_IGNORE) {
 			account(ledger, ROW_TUNNEL, 1, total);
+			/* The proxy's answer may have been parsed before the hello is sent. */
+			if (!connection->announced && !call->probe && call->kind != KIND_NO_BYTES &&
+			    connection->records < TUNNEL_LOOKS) {
+				connection->records++;
+				first_segment(call);
+				if (!call->left)
+					next_segment(call);
+				if (call->left >= 10 && !copy_from_user(w->payload, 10, (void *)call->at) &&
+				    begins_hello(w->payload))
+					expect_handshake(call, connection);
+			}
 			goto handshake;
 		}
 		if ((control->flags & (direction == DIRECTION_SEND ? CONTROL_SKIP_SEND : CONTROL_SKIP_RECV)) &&
@@ -689,7 +700,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 			reason = REASON_UNREADABLE;
 		else
 			captured = whole;
-		if (captured > 9 && w->payload[0] == 0x16 && w->payload[1] == 3 && w->payload[5] == 1 && !call->probe)
+		if (captured > 9 && !call->probe && begins_hello(w->payload))
 			expect_handshake(call, connection); /* behind a proxy's CONNECT */
 	} else {
 		call->contiguous = call->left >= total;
