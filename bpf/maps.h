@@ -304,28 +304,39 @@ static __always_inline u64 is_zero(u64 value) {
 	return value ^ 1;
 }
 
-/* Of a program that was tail-called: the place that this thread has taken in a probe, or the first. Returns its number. */
-static __always_inline u32 find_place(struct workspaces **all, struct workspace **w, struct ledger **ledger) {
-	u32 cpu = bpf_get_smp_processor_id(), index;
-	u64 thread = bpf_get_current_pid_tgid(), place;
+/* Where a program works. */
+struct place {
+	struct workspaces *all;
+	u64 number; /* 0: that of the programs behind tracepoints */
+	struct workspace *w;
+	struct ledger *ledger;
+};
 
-	*all = workspaces.lookup(&cpu);
-	if (!*all)
+/* The place that this thread has taken in a probe, or the first. Returns 0 when there is none. */
+static __always_inline int find_place(struct place *place) {
+	u32 cpu = bpf_get_smp_processor_id(), index;
+	u64 thread = bpf_get_current_pid_tgid();
+	struct workspaces *all = workspaces.lookup(&cpu);
+
+	if (!all)
 		return 0;
+	place->all = all;
 	/* Without branches: the verifier would go through all that follows once for each place. */
-	place = (is_zero((*all)->owner[1] ^ thread) + 2 * is_zero((*all)->owner[2] ^ thread) +
-		 3 * is_zero((*all)->owner[3] ^ thread)) &
-		(PLACES - 1);
-	index = cpu * PLACES + place;
-	*w = &(*all)->at[place];
-	*ledger = ledgers.lookup(&index);
-	return place;
+	place->number = (is_zero(all->owner[1] ^ thread) + 2 * is_zero(all->owner[2] ^ thread) +
+			 3 * is_zero(all->owner[3] ^ thread)) &
+			(PLACES - 1);
+	index = cpu * PLACES + place->number;
+	place->w = &all->at[place->number];
+	place->ledger = ledgers.lookup(&index);
+	return place->ledger != 0;
 }
 
-static __always_inline void give_back(struct workspaces *all, u32 place) {
-	if (place && place < PLACES) {
-		all->owner[place] = 0;
-		lock_xadd(&all->taken[place], -1);
+static __always_inline void give_back(const struct place *place) {
+	u64 number = place->number;
+
+	if (number && number < PLACES) {
+		place->all->owner[number] = 0;
+		lock_xadd(&place->all->taken[number], -1);
 	}
 }
 

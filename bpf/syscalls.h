@@ -217,6 +217,19 @@ static __always_inline void flush_payload(struct workspace *w, struct ledger *le
 		send_piece(w, ledger, filled, filled, REASON_NONE, 0);
 }
 
+/* A call whose bytes go to the other programs; where they are is still to be said. */
+static __always_inline void begin_call(struct call *call, u64 socket, u32 total, u8 direction) {
+	call->socket = socket;
+	call->total = total;
+	call->done = 0;
+	call->filled = 0;
+	call->chain = 0;
+	call->direction = direction;
+	call->first_sent = 0;
+	call->first_lost = 0;
+	call->contiguous = 0;
+}
+
 /* The next segment of the call; 0 when there is none (or it cannot be read). A segment counts for no more than its
  * message got. */
 static __always_inline int next_segment(struct call *call) {
@@ -331,16 +344,12 @@ unreadable:
 }
 
 int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspaces *all = 0;
-	struct workspace *w = 0;
-	struct ledger *ledger = 0;
-	u32 place = find_place(&all, &w, &ledger);
+	struct place place;
 
-	if (!all)
-		return 0;
-	if (w && ledger)
-		continue_long_call(ctx, w, ledger);
-	give_back(all, place);
+	if (find_place(&place)) {
+		continue_long_call(ctx, place.w, place.ledger);
+		give_back(&place);
+	}
 	return 0;
 }
 
@@ -717,16 +726,12 @@ handshake:
 }
 
 int on_deliver(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspaces *all = 0;
-	struct workspace *w = 0;
-	struct ledger *ledger = 0;
-	u32 place = find_place(&all, &w, &ledger);
+	struct place place;
 
-	if (!all)
-		return 0;
-	if (w && ledger)
-		deliver(ctx, w, ledger);
-	give_back(all, place);
+	if (find_place(&place)) {
+		deliver(ctx, place.w, place.ledger);
+		give_back(&place);
+	}
 	return 0;
 }
 
@@ -750,16 +755,12 @@ static __always_inline void decide(void *ctx, struct workspace *w, struct ledger
 }
 
 int on_undecided(struct bpf_raw_tracepoint_args *ctx) {
-	struct workspaces *all = 0;
-	struct workspace *w = 0;
-	struct ledger *ledger = 0;
-	u32 place = find_place(&all, &w, &ledger);
+	struct place place;
 
-	if (!all)
-		return 0;
-	if (w && ledger)
-		decide(ctx, w, ledger);
-	give_back(all, place);
+	if (find_place(&place)) {
+		decide(ctx, place.w, place.ledger);
+		give_back(&place);
+	}
 	return 0;
 }
 
@@ -1008,15 +1009,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 								     : connection->count[!(direction & 1)];
 	}
 
-	call->socket = inode;
-	call->total = result;
-	call->done = 0;
-	call->filled = 0;
-	call->chain = 0;
-	call->direction = direction;
-	call->first_sent = 0;
-	call->first_lost = 0;
-	call->contiguous = 0;
+	begin_call(call, inode, result, direction);
 	/* TCP discards what it would have copied; UNIX sockets know no such flag. */
 	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC) && connection->tcp)
 		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;

@@ -87,16 +87,19 @@ static __always_inline void count_found(u32 way) {
 
 /* --- places to work in ---------------------------------------------------------------------------------------------- */
 
-/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. 0: none is free. */
-static __always_inline u32 take_place(struct workspaces *all, u64 thread) {
-	u32 i;
+/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. Returns 0 when none is free. */
+static __always_inline int take_place(struct place *place) {
+	u32 cpu = bpf_get_smp_processor_id(), i;
+	struct workspaces *all = workspaces.lookup(&cpu);
 
+	if (!all)
+		return 0;
 #pragma unroll
 	for (i = 1; i < PLACES; i++) {
 		lock_xadd(&all->taken[i], 1);
 		if (*(volatile u64 *)&all->taken[i] == 1) {
-			all->owner[i] = thread;
-			return i;
+			all->owner[i] = bpf_get_current_pid_tgid();
+			return find_place(place);
 		}
 		lock_xadd(&all->taken[i], -1);
 	}
@@ -302,11 +305,9 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	u64 inside = socket_number(hit, plaintext->session, plaintext->inode), length = plaintext->length;
 	u8 direction = plaintext->direction, kind = plaintext->kind, first;
 	struct connection *connection;
-	struct workspaces *all;
-	struct workspace *w = 0;
-	struct ledger *ledger = 0;
+	struct place place = {};
+	struct ledger *ledger;
 	struct call *call;
-	u32 cpu = bpf_get_smp_processor_id(), place;
 
 	if (length > 0x7fffffff)
 		return;
@@ -316,15 +317,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 		connection = remember_plaintext(hit, inside, plaintext->inode, plaintext->named);
 	if (!connection)
 		return;
-	all = workspaces.lookup(&cpu);
-	if (!all)
-		return;
-	place = take_place(all, (u64)hit->pid << 32 | hit->tid);
-	if (place)
-		find_place(&all, &w, &ledger);
-	if (!all)
-		return;
-	if (!place || !w || !ledger) {
+	if (!take_place(&place)) {
 		u32 zero = 0;
 		struct tls_counters *counters = tls_counts.lookup(&zero);
 
@@ -335,8 +328,9 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 		lock_xadd(&connection->count[direction & 1], (u32)length);
 		return;
 	}
+	ledger = place.ledger;
 	account(ledger, ROW_TOTAL, 1, length);
-	call = &w->call;
+	call = &place.w->call;
 	call->first_position = connection->count[direction & 1];
 	lock_xadd(&connection->count[direction & 1], (u32)length);
 #ifdef FILTER_PORT
@@ -354,21 +348,14 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->pid = hit->pid;
 	call->tid = hit->tid;
 	if (first && plaintext->inode)
-		send_handshake_record(w, ledger, plaintext->inode, direction, 0); /* it is read, whatever it speaks */
+		send_handshake_record(place.w, ledger, plaintext->inode, direction,
+				      0); /* it is read, whatever it speaks */
 	if (!connection->owner && !connection->based) {
 		connection->based = 1;
 		connection->base[direction & 1] = call->first_position;
 		connection->base[!(direction & 1)] = connection->count[!(direction & 1)];
 	}
-	call->socket = inside;
-	call->total = length;
-	call->done = 0;
-	call->filled = 0;
-	call->chain = 0;
-	call->direction = direction;
-	call->first_sent = 0;
-	call->first_lost = 0;
-	call->contiguous = 0;
+	begin_call(call, inside, length, direction);
 	call->kind = kind;
 	call->reason = kind == KIND_NO_BYTES ? REASON_SENDFILE : REASON_NONE;
 	call->probe = 1;
@@ -378,7 +365,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	probe_programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, length);
 done:
-	give_back(all, place);
+	give_back(&place);
 }
 
 static __always_inline struct tls_call *first_call(struct tls_caller *caller) {
