@@ -68,8 +68,10 @@ class Fields:
     """Codings in the order in which they were applied, lower case."""
     upgrade: bool
     raw: str
-    """The block as text, with the empty line that ends it; bytes that are not UTF-8 as U+FFFD."""
+    """The block as text, with the empty line that ends it; bytes that are not UTF-8 as U+FFFD. Empty: none of HTTP/1."""
     rendered: Any = None
+    unknown: int = 0
+    """HTTP/2: fields that were there and could not be known, because they refer to what was said before we came."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,19 +80,19 @@ class Head:
 
     is_request: bool
     version: str
-    """`HTTP/1.0` or `HTTP/1.1`, as sent."""
+    """`HTTP/1.0` or `HTTP/1.1`, as sent; `HTTP/2`; `websocket`."""
     method: str
-    """Requests; empty on a response."""
+    """Requests; empty on a response, and where it is not known."""
     target: str
-    """Requests: the request target as sent; empty on a response."""
+    """Requests: the request target as sent; empty on a response, and where it is not known."""
     status: int
-    """Responses; 0 on a request."""
+    """Responses; 0 on a request, and where it is not known."""
     reason: str
     fields: Fields
     start_line: str
-    """As it was on the stream, with the line end; bytes that are not UTF-8 as U+FFFD."""
+    """As it was on the stream, with the line end; bytes that are not UTF-8 as U+FFFD. Empty: none of HTTP/1."""
     size: int
-    """Bytes on the stream, with the empty line that ends it."""
+    """Bytes on the stream, with the empty line that ends it; HTTP/2: of the frames that it came in."""
     plain_length: int
     """Bytes of body when that follows from the head alone, whatever the other side said; -1 when it does not."""
     rendered: Any = None
@@ -131,6 +133,37 @@ class Link:
 
 
 @dataclass(slots=True, eq=False)
+class Grpc:
+    """What makes a gRPC message of an HTTP/2 message. Filled until the message ends."""
+
+    service: str
+    """With its package, as in the path."""
+    method: str
+    messages: int = 0
+    """Length-prefixed messages that began in this direction."""
+    message_bytes: int = 0
+    """Their sizes together, without the 5 bytes before each, as they are on the stream (compressed or not)."""
+    status: int | None = None
+    """Responses: grpc-status, of the trailers or of a head that has them."""
+    message: str | None = None
+    """Responses: grpc-message, percent-decoded."""
+    encoding: str = ""
+    """grpc-encoding; empty: none was named."""
+
+
+@dataclass(slots=True, eq=False)
+class WebSocket:
+    """What makes a record of a WebSocket message."""
+
+    opcode: str
+    """`text`, `binary`, `close`, `ping`, `pong`."""
+    close_code: int | None = None
+    close_reason: str | None = None
+    inflated: bool = False
+    """It was sent compressed (permessage-deflate): `Message.body` is what came out of it."""
+
+
+@dataclass(slots=True, eq=False)
 class Message:
     """One request or response. Not frozen: it is filled while its body arrives, on the hot path."""
 
@@ -162,3 +195,4 @@ class Message:
     completeness: Completeness = Completeness.COMPLETE
     missing_bytes: int = 0
     missing_reason: str = ""
+    extra: Grpc | WebSocket | None = None
