@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hpack
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
+
 from benchmarks.noise import Spread, spread, text
 from benchmarks.report import Section
 from netprofiler import wire
 from netprofiler.pipeline import Pipeline
+from netprofiler.protocols.http2 import PREFACE
 from netprofiler.redaction import Redactor
 from netprofiler.sinks.jsonlines import JsonLines, RecordWriter
 
@@ -67,6 +71,81 @@ def _split_response(_: int) -> Exchange:
     return [_REPEATED_REQUEST], [whole[: -len(_BODY_1K)], _BODY_1K]
 
 
+class _Http2:
+    """Exchanges of HTTP/2, one stream after the other; the first on a connection brings the preface along."""
+
+    def __init__(
+        self, request: list[tuple[str, str]], response: list[tuple[str, str]], body: bytes, grpc: bool
+    ) -> None:
+        self.fields = (request, response)
+        self.body = body
+        self.trailers = [("grpc-status", "0")] if grpc else []
+        self.encoders: dict[tuple[int, int], hpack.Encoder] = {}
+
+    def __call__(self, number: int) -> Exchange:
+        connection, stream = number % CONNECTIONS, 2 * (number // CONNECTIONS) + 1
+        if stream == 1:
+            self.encoders[connection, 0] = hpack.Encoder()
+            self.encoders[connection, 1] = hpack.Encoder()
+        request = self._headers(connection, 0, stream, ends=not self.trailers)
+        if self.trailers:
+            request += self._data(stream, ends=True)
+        response = self._headers(connection, 1, stream, ends=False) + self._data(stream, ends=not self.trailers)
+        if self.trailers:
+            block = self.encoders[connection, 1].encode(self.trailers)
+            response += HeadersFrame(stream, block, flags=["END_HEADERS", "END_STREAM"]).serialize()
+        if stream == 1:
+            settings = SettingsFrame(0).serialize()
+            return [PREFACE + settings + request], [settings + response]
+        return [request], [response]
+
+    def _headers(self, connection: int, side: int, stream: int, *, ends: bool) -> bytes:
+        block = self.encoders[connection, side].encode(self.fields[side])
+        flags = ["END_HEADERS", "END_STREAM"] if ends else ["END_HEADERS"]
+        return HeadersFrame(stream, block, flags=flags).serialize()
+
+    def _data(self, stream: int, *, ends: bool) -> bytes:
+        return DataFrame(stream, self.body, flags=["END_STREAM"] if ends else []).serialize()
+
+
+_HTTP2_REQUEST = [
+    (":method", "GET"),
+    (":scheme", "http"),
+    (":authority", "127.0.0.1:8080"),
+    (":path", "/healthz"),
+    ("user-agent", "Go-http-client/2.0"),
+    ("accept-encoding", "gzip"),
+]
+_HTTP2_RESPONSE = [
+    (":status", "200"),
+    ("content-type", "application/json"),
+    ("content-length", "16"),
+    ("date", "Mon, 06 Jan 2025 10:00:00 GMT"),
+]
+_GRPC_REQUEST = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/shop.Orders/Get"),
+    (":authority", "127.0.0.1:8080"),
+    ("content-type", "application/grpc"),
+    ("user-agent", "grpc-go/1.70.0"),
+    ("te", "trailers"),
+]
+_GRPC_RESPONSE = [(":status", "200"), ("content-type", "application/grpc")]
+_UPGRADE = (
+    _request("/talk", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+)
+_TEXT = b'{"kind":"tick","symbol":"ABCD","price":"123.45"}'
+_UNMASKED = bytes((0x81, len(_TEXT))) + _TEXT
+_MASKED = bytes((0x81, 0x80 | len(_TEXT))) + b"\x01\x02\x03\x04" + bytes(c ^ (i % 4 + 1) for i, c in enumerate(_TEXT))
+
+
+def _websocket(number: int) -> Exchange:
+    """Text there and back; the first exchange of a connection is the upgrade."""
+    return ([_UPGRADE[0]], [_UPGRADE[1]]) if number < CONNECTIONS else ([_MASKED], [_UNMASKED])
+
+
 CASES = (
     Case("repeated heads, 16-byte body", lambda _: ([_REPEATED_REQUEST], [_REPEATED_RESPONSE])),
     Case("a target of its own each", lambda n: ([_request(f"/items/{n}?page=2")], [_REPEATED_RESPONSE])),
@@ -87,6 +166,9 @@ CASES = (
     Case(
         "16 KiB there and back", lambda _: ([_request("/echo", method="POST", body=_BODY_16K)], [_response(_BODY_16K)])
     ),
+    Case("HTTP/2: repeated fields, 16-byte body", _Http2(_HTTP2_REQUEST, _HTTP2_RESPONSE, _OK, grpc=False)),
+    Case("gRPC: a unary call", _Http2(_GRPC_REQUEST, _GRPC_RESPONSE, b"\0\0\0\0\x0c\x0a\x0aabcdefghij", grpc=True)),
+    Case("WebSocket: 48 bytes of text there and back", _websocket),
     Case("a connection each", lambda _: ([_REPEATED_REQUEST], [_REPEATED_RESPONSE]), fresh_connections=True),
 )
 

@@ -22,6 +22,36 @@ static __always_inline int begins_hello(const u8 *text) {
 	return text[0] == 0x16 && text[1] == 3 && text[5] == 1;
 }
 
+/* The header of an HTTP/2 frame (RFC 9113, section 6) that carries something: what begins a call on a connection that was
+ * joined late. Of the flags, those that its type knows. */
+static __always_inline int begins_frame(const u8 *text, u32 length) {
+	u32 size, stream;
+
+	if (length < 9)
+		return 0;
+	size = text[0] << 16 | text[1] << 8 | text[2];
+	stream = text[5] << 24 | text[6] << 16 | text[7] << 8 | text[8];
+	if (stream >> 31)
+		return 0;
+	switch (text[3]) {
+	case 0: /* DATA: END_STREAM, PADDED */
+		return stream && !(text[4] & ~0x09);
+	case 1: /* HEADERS: those, END_HEADERS, PRIORITY */
+		return stream && size && !(text[4] & ~0x2d);
+	case 3: /* RST_STREAM */
+		return stream && size == 4 && !text[4];
+	case 4: /* SETTINGS: ACK */
+		return !stream && size < 256 && !(text[4] & ~0x01);
+	case 6: /* PING: ACK */
+		return !stream && size == 8 && !(text[4] & ~0x01);
+	case 7: /* GOAWAY */
+		return !stream && size >= 8 && size < 1024 && !text[4];
+	case 8: /* WINDOW_UPDATE */
+		return size == 4 && !text[4];
+	}
+	return 0;
+}
+
 static __always_inline int looks_like(const u8 *text, u32 length) {
 	u32 i;
 

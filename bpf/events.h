@@ -8,7 +8,7 @@
 #ifndef NETPROFILER_EVENTS_H
 #define NETPROFILER_EVENTS_H
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* record_header.kind; from RECORD_USER on they are made by the user side and never come from the kernel. */
 #define RECORD_OPENED 1

@@ -80,11 +80,10 @@ struct process {
 #define ROW_FILTERED 2
 #define ROW_NOT_HTTP 3
 #define ROW_TLS 4
-#define ROW_HTTP2 5
-#define ROW_TUNNEL 6
-#define ROW_OVER_LIMIT 7
-#define ROW_LOST 8
-#define ROWS 9
+#define ROW_TUNNEL 5
+#define ROW_OVER_LIMIT 6
+#define ROW_LOST 7
+#define ROWS 8
 struct row {
 	u64 calls;
 	u64 bytes;

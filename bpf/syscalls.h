@@ -432,6 +432,14 @@ static __always_inline u32 gather_prefix(struct call *call, u8 *text, u32 held) 
 	return call->judged;
 }
 
+static __always_inline int is_http(const struct connection *connection) {
+	return connection->verdict == VERDICT_HTTP1 || connection->verdict == VERDICT_HTTP2;
+}
+
+static __always_inline u32 uncopied_row(const struct connection *connection) {
+	return connection->verdict == VERDICT_TLS ? ROW_TLS : ROW_NOT_HTTP;
+}
+
 /* Look at the first bytes of what was sent or received; may decide what the connection speaks.
  * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
 static __always_inline int judge(struct workspace *w, struct connection *connection) {
@@ -469,27 +477,15 @@ static __always_inline int judge(struct workspace *w, struct connection *connect
 		connection->hello_left[0] = HELLO_BYTES;
 		connection->hello_left[1] = HELLO_BYTES;
 	}
-	if (!connection->fresh && begins_record(text, held + have) && ++connection->records > 1)
-		connection->verdict = VERDICT_TLS;
-	if (connection->fresh) {
-		if (looks == LOOKS_TLS)
-			connection->verdict = VERDICT_TLS;
-		else if (looks == LOOKS_HTTP2)
-			connection->verdict = VERDICT_HTTP2;
-		else
-			connection->verdict = VERDICT_OTHER;
-	} else if (looks == LOOKS_HTTP2) {
+	if (looks == LOOKS_HTTP2 || (!connection->fresh && begins_frame(text, held + have))) {
 		connection->verdict = VERDICT_HTTP2;
+		return 1;
 	}
+	if (connection->fresh)
+		connection->verdict = looks == LOOKS_TLS ? VERDICT_TLS : VERDICT_OTHER;
+	else if (begins_record(text, held + have) && ++connection->records > 1)
+		connection->verdict = VERDICT_TLS;
 	return 0;
-}
-
-static __always_inline u32 row_of_verdict(u8 verdict) {
-	if (verdict == VERDICT_TLS)
-		return ROW_TLS;
-	if (verdict == VERDICT_HTTP2)
-		return ROW_HTTP2;
-	return ROW_NOT_HTTP;
 }
 
 #ifdef FILTER_PORT
@@ -693,7 +689,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 		if (reason == REASON_SENDFILE && !call->probe)
 			captured = describe_file(w, call->second, call->third);
 		flags = captured ? DATA_FILE : 0;
-	} else if (total > SMALL_BYTES && ring_is_filling()) {
+	} else if (total > SMALL_BYTES && connection->verdict != VERDICT_HTTP2 && ring_is_filling()) {
 		captured = copy_head(w);
 		if (captured)
 			length = captured;
@@ -749,7 +745,7 @@ static __always_inline void decide(void *ctx, struct workspace *w, struct ledger
 		account(ledger, ROW_LOST, 1, w->call.total);
 		return;
 	}
-	account(ledger, row_of_verdict(connection->verdict), 1, w->call.total);
+	account(ledger, uncopied_row(connection), 1, w->call.total);
 	if (!w->call.probe && connection->hello_left[w->call.direction & 1] && w->call.kind != KIND_NO_BYTES)
 		send_handshake(w, ledger, connection);
 }
@@ -981,8 +977,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	}
 #endif
-	if (connection->verdict > VERDICT_HTTP1 && !connection->hello_left[direction & 1]) {
-		account(ledger, row_of_verdict(connection->verdict), result > 0, result);
+	if (connection->verdict > VERDICT_HTTP2 && !connection->hello_left[direction & 1]) {
+		account(ledger, uncopied_row(connection), result > 0, result);
 		return 0;
 	}
 	call->time_ns = bpf_ktime_get_ns();
@@ -1019,7 +1015,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	call->second = at;
 	call->third = arguments.third;
 	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;
-	programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
+	programs.call(ctx, is_http(connection) ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
 	return 0;
 }

@@ -340,8 +340,8 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 		goto done;
 	}
 #endif
-	if (connection->verdict > VERDICT_HTTP1) {
-		account(ledger, row_of_verdict(connection->verdict), 1, length);
+	if (connection->verdict > VERDICT_HTTP2) {
+		account(ledger, uncopied_row(connection), 1, length);
 		goto done;
 	}
 	call->time_ns = bpf_ktime_get_ns();
@@ -362,7 +362,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->second = plaintext->buffer;
 	call->third = 0;
 	call->count = plaintext->count;
-	probe_programs.call(ctx, connection->verdict == VERDICT_HTTP1 ? PROGRAM_DELIVER : PROGRAM_JUDGE);
+	probe_programs.call(ctx, is_http(connection) ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, length);
 done:
 	give_back(&place);

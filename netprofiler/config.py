@@ -39,6 +39,7 @@ class Config:
     no_raw_payload: bool = False
     redact: tuple[str, ...] = ()
     no_redact: bool = False
+    proto: tuple[str, ...] = ()
     tls: bool = True
     duration: float | None = None
     count: int | None = None
@@ -129,6 +130,7 @@ OPTIONS: Final = (
     Option("no-raw-payload", None, "", "leave raw_payload out"),
     Option("redact", _text, "NAME", "one more name whose value is a secret", True),
     Option("no-redact", None, "", "write secrets as they are"),
+    Option("proto", _text, "FILE", "decode gRPC bodies by this descriptor set (protoc --descriptor_set_out)", True),
     Option("tls", None, "", "read TLS through the TLS libraries (on)", capture_only=True, record_too=True, on=True),
     Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True, record_too=True),
     Option("count", _whole(1, 1 << 62), "N", "stop after N records"),

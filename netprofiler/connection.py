@@ -3,7 +3,8 @@
 Contract: `Connection.receive` takes a piece of one direction and appends what has ended to `Shared.out`; it never
 raises. A message that begins at the beginning of a piece and ends at its end, the usual case, takes the short way:
 one look-up of its head, one object. Everything else takes the long way, through `streams` (order), `_Reader` (framing)
-and `pairing`. Both give the same messages; tests/property holds them equal.
+and `pairing`. Both give the same messages; tests/property holds them equal. What is no HTTP/1, from the first byte on
+(HTTP/2) or after an upgrade (h2c, WebSocket), is a `Conversation` (protocols/base.py), which gets the bytes in order.
 
 Time is what the records say; `tick` is told the time.
 """
@@ -19,6 +20,7 @@ from netprofiler import wire
 from netprofiler.counters import Counters, Row
 from netprofiler.exchange import Completeness, Direction, Head, Link, Message, Process, Role
 from netprofiler.pairing import Pairing
+from netprofiler.protocols.base import BUDGET, Conversation
 from netprofiler.protocols.http1 import (
     CHUNKED,
     MAX_HEAD_BYTES,
@@ -33,6 +35,8 @@ from netprofiler.protocols.http1 import (
     looks_like_request,
     looks_like_response,
 )
+from netprofiler.protocols.http2 import Http2, looks_like_frames
+from netprofiler.protocols.websocket import WebSocketConversation
 from netprofiler.streams import POSITION_MASK, Gap, Holding, Segment, distance
 
 HOLD_NS: Final = 250_000_000
@@ -55,6 +59,8 @@ BLOCKED_SEGMENTS_MAX: Final = 4096
 """Bytes, and pieces, of responses that wait for their request to show up."""
 
 _VERSION: Final = b"HTTP/1."
+_HTTP2_STARTS: Final = b"P\0"
+"""First bytes of HTTP/2: of the preface, and of the length of any frame that is not huge."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
@@ -106,6 +112,8 @@ class _State(Enum):
     LOST = auto()
     """Somewhere in a stream: the next message that begins with a piece is where we go on."""
     TUNNEL = auto()
+    CONVERSATION = auto()
+    """Another protocol frames and pairs."""
 
 
 # Reasons of missing bytes beside wire.py's.
@@ -115,13 +123,15 @@ _BUDGET: Final = -2
 _RING_FULL: Final = -3
 _REASON_NAMES: Final = {
     _UNKNOWN: "unknown",
-    _BUDGET: "budget",
+    _BUDGET: BUDGET,
     _RING_FULL: "ring_full",
     wire.REASON_SENDFILE: "sendfile",
     wire.REASON_SPLICE: "splice",
     wire.REASON_UNREADABLE: "unknown",
 }
 
+_LEFT_OVER: Final = {_State.TUNNEL: "tunnel", _State.CONVERSATION: "recorded"}
+"""Rows of what is in hand when a direction ends; of a conversation that can only be calls whose bytes were not seen."""
 _BODY_STATES: Final = frozenset(
     (
         _State.LENGTH,
@@ -197,9 +207,12 @@ class Connection:
     """See above."""
 
     __slots__ = (
+        "conversation",
+        "fresh",
         "gone_ns",
         "last_ns",
         "link",
+        "numbered_from",
         "pairing",
         "readers",
         "request_direction",
@@ -208,12 +221,25 @@ class Connection:
     )
 
     def __init__(
-        self, shared: Shared, socket: int, link: Link, *, fresh: bool, positions: tuple[int, int] | None, now_ns: int
+        self,
+        shared: Shared,
+        socket: int,
+        link: Link,
+        *,
+        fresh: bool,
+        positions: tuple[int, int] | None,
+        now_ns: int,
+        numbered_from: int = 0,
     ) -> None:
         self.shared = shared
         self.socket = socket
         self.link = link
+        self.fresh = fresh
+        self.conversation: Conversation | None = None
+        self.numbered_from = numbered_from
+        """Exchanges on this socket before, outside of what is inside."""
         self.pairing = Pairing(fresh)
+        self.pairing.count = numbered_from
         send, recv = positions or (-1, -1)
         self.readers = (_Reader(wire.SEND, send, fresh), _Reader(wire.RECV, recv, fresh))
         self.request_direction = -1
@@ -384,6 +410,7 @@ class Connection:
             or reader.blocked is not None
             or (reader.end is not None and not reader.finished)
             or (reader.message is not None and not reader.interim and self.shared.stream_interval_ns > 0)
+            or (self.conversation is not None and self.conversation.waits)
         )
 
     def _in_order(self, reader: _Reader, segment: Segment) -> None:
@@ -402,7 +429,7 @@ class Connection:
             # The call itself stays with the message.
             self.shared.counters.rows[row].bytes += segment.length
             reader.unattributed -= segment.length
-            self._missing(reader, segment.length, segment.reason, segment.time_ns)
+            self._missing(reader, segment.length, segment.reason, segment.time_ns, segment.payload)
         else:
             self._feed(reader, segment)
 
@@ -415,6 +442,11 @@ class Connection:
         while at < size:
             state = reader.state
             if state is _State.START:
+                if reader.direction == self.request_direction and self._may_change:
+                    reader.blocked = [segment.without_start(at) if at else segment]
+                    reader.blocked_bytes = size - at
+                    reader.unattributed -= size - at
+                    return
                 if data[at] in b"\r\n":
                     at += 1  # RFC 9112, section 2.2: empty lines before a request line
                     continue
@@ -445,6 +477,9 @@ class Connection:
                 at = size
             elif state is _State.DOUBT:
                 at = self._feed_doubt(reader, data, at, segment)
+            elif state is _State.CONVERSATION:
+                self._converse(reader, segment.without_start(at) if at else segment)
+                return
             elif state is _State.TUNNEL:
                 self._attribute(reader, "tunnel", 0)
                 return
@@ -488,7 +523,9 @@ class Connection:
         """Lost in the stream: does a message begin with this piece?"""
         if at:
             return False
-        if self.request_direction < 0:
+        if self._may_be_http2 and looks_like_frames(data):
+            begins = True
+        elif self.request_direction < 0:
             begins = begins_with_method(data) or looks_like_response(data)
         elif reader.direction == self.request_direction:
             begins = begins_with_method(data)
@@ -510,6 +547,14 @@ class Connection:
         start = reader.stash_start
         assert start is not None
         before = len(reader.stash)
+        if (reader.stash[0] if before else data[at]) in _HTTP2_STARTS and self._may_be_http2:
+            looks = looks_like_frames(bytes(reader.stash) + data[at:])
+            if looks:
+                self._speak_http2(reader, segment.without_start(at))
+                return -1
+            if looks is None:
+                reader.stash += data[at:]
+                return -1
         if before:
             reader.stash += data[at:]
             end = head_end(reader.stash, max(0, before - 3))
@@ -634,13 +679,93 @@ class Connection:
         else:
             self._frame(reader, length, left)
         if head.status == 101 or (method == "CONNECT" and 200 <= head.status < 300):
+            self._change(self._upgraded(head, request) if head.status == 101 else None, start.time_ns)
+        other = self.readers[1 - reader.direction]
+        if other.blocked is not None and not self._may_change:
+            self._unblock(other)
+
+    @property
+    def _may_change(self) -> bool:
+        """What follows the last request may be no HTTP/1: that depends on its response. A server may have received the first
+        of it before its own response, which is seen when it has been sent.
+        """
+        pairing = self.pairing
+        if not pairing.waiting or not pairing.certain:
+            return False
+        head = pairing.waiting[-1].head
+        return head.fields.upgrade or head.method == "CONNECT"
+
+    @property
+    def _may_be_http2(self) -> bool:
+        """No request of HTTP/1 was seen here."""
+        return self.pairing.count == self.numbered_from
+
+    def _upgraded(self, head: Head, request: Message | None) -> Conversation | None:
+        """What is spoken after this response of status 101, where we can follow it."""
+        protocol = next((value.lower() for name, value in head.fields.headers if name.lower() == "upgrade"), "")
+        if protocol == "websocket":
+            return WebSocketConversation(
+                self.shared,
+                self.link,
+                request_direction=self.request_direction,
+                number=self.pairing.count if request is None else request.number,
+                request=None if request is None else request.head,
+                response=head,
+            )
+        if protocol == "h2c":
+            return Http2(
+                self.shared,
+                self.link,
+                client_direction=self.request_direction,
+                fresh=True,
+                number=self.pairing.count,
+                upgraded=request,
+            )
+        return None
+
+    def _speak_http2(self, reader: _Reader, segment: Segment) -> None:
+        """From what this direction has in hand, and `segment`, on."""
+        other = self.readers[1 - reader.direction]
+        whole = (reader.stash_start or segment).position == reader.base and other.state in (_State.START, _State.HEAD)
+        conversation = Http2(
+            self.shared,
+            self.link,
+            client_direction=self.request_direction if self.request_direction >= 0 else None,
+            fresh=self.fresh and whole,
+            number=self.pairing.count,
+            upgraded=None,
+        )
+        self._change(conversation, segment.time_ns)
+        self._converse(reader, segment)
+
+    def _change(self, conversation: Conversation | None, time_ns: int) -> None:
+        """HTTP/1 is over in both directions: what comes is for `conversation`, or for nobody."""
+        if self.conversation is not None:
             for each in self.readers:
-                if each.message is not None:
-                    self._cut_short(each, Completeness.PARTIAL, "partial")
-                each.state = _State.TUNNEL
-                each.stash.clear()
-                each.idle = False
+                self.conversation.end(each.direction, time_ns, finished=False)
+        self.conversation = conversation
+        if conversation is None:
             self.shared.commands.append(Ignore(self.socket))
+        for each in self.readers:
+            if each.message is not None:
+                self._cut_short(each, Completeness.PARTIAL, "partial")
+            each.state = _State.TUNNEL if conversation is None else _State.CONVERSATION
+            each.idle = False
+            start, stash = each.stash_start, bytes(each.stash)
+            each.stash_start = None
+            each.stash.clear()
+            if stash and start is not None and conversation is not None:
+                self._converse(each, replace(start, length=len(stash), payload=stash))
+
+    def _converse(self, reader: _Reader, segment: Segment) -> None:
+        conversation = self.conversation
+        assert conversation is not None
+        row: Row = self.shared.counters.rows[conversation.feed(reader.direction, segment)]
+        row.calls += reader.calls
+        reader.calls = 0
+        reader.unattributed -= segment.length
+        if conversation.is_lost:
+            self._change(None, segment.time_ns)
 
     def _frame(self, reader: _Reader, length: int, left: int) -> None:
         """The head is done; `left` bytes of the piece lie behind it."""
@@ -751,8 +876,10 @@ class Connection:
         reader.next = (reader.next + gap.length) & POSITION_MASK
         self._missing(reader, gap.length, _RING_FULL if gap.ring_full else _UNKNOWN, gap.time_ns)
 
-    def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int) -> None:
-        """`length` bytes go by unseen. Where the framing is known across them, the message goes on."""
+    def _missing(self, reader: _Reader, length: int, reason: int, time_ns: int, start: bytes = b"") -> None:
+        """`length` bytes go by unseen; `start` is what could be had of them otherwise. Where the framing is known across
+        them, the message goes on.
+        """
         if reader.state is _State.DOUBT:
             if reason in (wire.REASON_SENDFILE, wire.REASON_SPLICE):
                 self._believe_body(reader)
@@ -761,6 +888,10 @@ class Connection:
         message = reader.message
         state = reader.state
         if state is _State.TUNNEL:
+            return
+        if state is _State.CONVERSATION and self.conversation is not None:
+            why = BUDGET if reason == wire.REASON_OVER_LIMIT else _REASON_NAMES[reason]
+            self.conversation.missing(reader.direction, length, why, time_ns, start[:length])
             return
         if state in (_State.LENGTH, _State.CHUNK_DATA) and message is not None and length <= reader.remaining:
             self._note_missing(reader, message, length, reason)
@@ -924,16 +1055,17 @@ class Connection:
             if behind > 0 and reader.state is not _State.START:
                 self._missing(reader, behind, wire.REASON_OVER_LIMIT if reader.skipping else _UNKNOWN, time_ns)
         message = reader.message
+        if reader.state is _State.CONVERSATION and self.conversation is not None:
+            self.conversation.end(reader.direction, time_ns, finished=reader.finished)
         if message is not None and reader.state is _State.UNTIL_CLOSE and reader.finished:
             self._end_message(reader, message.end_ns, 0)
         elif message is not None:
             self._cut_short(reader, Completeness.PARTIAL, "partial")
         elif reader.unattributed or reader.calls:
-            tunnel = reader.state is _State.TUNNEL
-            self._attribute(reader, "tunnel" if tunnel else "unparsed", 0)
+            self._attribute(reader, _LEFT_OVER.get(reader.state, "unparsed"), 0)
         reader.stash.clear()
         reader.stash_start = None
-        if reader.state not in (_State.START, _State.TUNNEL):
+        if reader.state not in (_State.START, _State.TUNNEL, _State.CONVERSATION):
             # Should more come all the same, it is the rest of what we gave up.
             reader.state = _State.LOST
             if self.request_direction >= 0:
@@ -943,6 +1075,8 @@ class Connection:
     def tick(self, now_ns: int) -> bool:
         """Time has passed. False when nothing here waits for anything."""
         waits = False
+        if self.conversation is not None:
+            self.conversation.tick(now_ns)
         for reader in self.readers:
             if reader.blocked is not None and now_ns - reader.blocked[0].time_ns > HOLD_NS:
                 self._give_up_waiting(reader)

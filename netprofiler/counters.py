@@ -16,7 +16,6 @@ KERNEL_ROWS: Final = (
     "filtered",
     "not_http",
     "tls",
-    "http2",
     "tunnel",
     "over_limit",
     "lost",
@@ -30,6 +29,7 @@ USER_ROWS: Final = (
     "unparsed",
     "not_http",
     "tunnel",
+    "control",
     "over_limit",
     "sendfile",
     "splice",
@@ -43,7 +43,7 @@ LEDGER_ROWS: Final = (
     "filtered",
     "not_http",
     "tls",
-    "http2",
+    "control",
     "tunnel",
     "over_limit",
     "sendfile",
@@ -84,6 +84,8 @@ class Counters:
     """TLS connections that have ended and of which no plaintext was seen."""
     unpaired: int = 0
     """Responses whose request is not known."""
+    heads_cut: int = 0
+    """HTTP/2: header blocks that are too large to be decoded whole."""
 
     def __post_init__(self) -> None:
         self.rows["recorded"] = self.recorded

@@ -219,9 +219,9 @@ class Pipeline:
                 if link.role is None:
                     link.role = Role.CLIENT if outside.client_direction == wire.SEND else Role.SERVER
                 _tell(outside)
-        connection = self._add(event.socket, link, event.fresh, positions, event.time_ns)
-        if before is not None:  # the exchanges of a socket are numbered through: a proxy's CONNECT, then what is inside
-            connection.pairing.count = before.pairing.count
+        # The exchanges of a socket are numbered through: a proxy's CONNECT, then what is inside.
+        numbered_from = 0 if before is None else before.pairing.count
+        self._add(event.socket, link, event.fresh, positions, event.time_ns, numbered_from)
 
     def _handshake(self, event: wire.HandshakeCaptured) -> None:
         outside = self._outsides.get(event.socket)
@@ -248,12 +248,28 @@ class Pipeline:
             if outside.pid in self.unread or len(self.unread) < UNREAD_MAX:
                 self.unread[outside.pid] = self.unread.get(outside.pid, 0) + 1
 
-    def _add(self, socket: int, link: Link, fresh: bool, positions: tuple[int, int] | None, now_ns: int) -> Connection:
+    def _add(
+        self,
+        socket: int,
+        link: Link,
+        fresh: bool,
+        positions: tuple[int, int] | None,
+        now_ns: int,
+        numbered_from: int = 0,
+    ) -> Connection:
         if len(self.connections) >= CONNECTIONS_MAX:
             silent = sorted(self.connections.values(), key=lambda connection: connection.last_ns)
             for connection in silent[: max(1, CONNECTIONS_MAX // 16)]:
                 self._remove(connection.socket, now_ns)
-        connection = Connection(self.shared, socket, link, fresh=fresh, positions=positions, now_ns=now_ns)
+        connection = Connection(
+            self.shared,
+            socket,
+            link,
+            fresh=fresh,
+            positions=positions,
+            now_ns=now_ns,
+            numbered_from=numbered_from,
+        )
         self.connections[socket] = connection
         return connection
 

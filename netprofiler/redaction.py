@@ -1,7 +1,8 @@
 """Secrets are replaced before they reach any output.
 
 Contract: header fields and query parameters whose name is that of a secret lose their value, in the record's fields
-and in the raw payload alike; the names are reported. Bodies are not looked into yet (docs/redaction.md).
+and in the raw payload alike; the names are reported. Of bodies only those that `--proto` decodes are looked into
+(docs/redaction.md).
 """
 
 from __future__ import annotations
@@ -77,9 +78,14 @@ class Redactor:
         self.enabled = enabled
         self._headers = _HEADERS | {name.lower() for name in extra}
         self._parameters = _PARAMETERS | {_plain(name) for name in extra}
+        self._fields = self._parameters | {_plain(name) for name in self._headers}
 
     def is_secret_header(self, name: str) -> bool:
         return self.enabled and name.lower() in self._headers
+
+    def is_secret_field(self, name: str) -> bool:
+        """Of a structured body: what is a secret as a header or as a parameter, however it is written."""
+        return self.enabled and _plain(name) in self._fields
 
     def target(self, target: str) -> tuple[str, tuple[str, ...]]:
         """A request target → the same without secret parameters' values, and their names."""

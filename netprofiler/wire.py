@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from netprofiler.errors import NetprofilerError
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 
 RING_HEADER_BYTES: Final = 8
 RING_BUSY: Final = 1 << 31

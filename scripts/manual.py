@@ -31,17 +31,16 @@ netprofiler \- show every HTTP exchange of this host
 .RB [ \-\- " \fICOMMAND\fP..." ]
 .SH DESCRIPTION
 .B netprofiler
-watches the socket system calls of all processes of a Linux host by eBPF and writes one record for every HTTP/1.0 and
-HTTP/1.1 request and response that one of them sends or receives over TCP or a UNIX stream socket. The processes are not
-changed, restarted or proxied. Without a verb it captures; with
+watches the socket system calls of all processes of a Linux host by eBPF and writes one record for every HTTP request and
+response (HTTP/1.0, HTTP/1.1, HTTP/2 with gRPC) and every WebSocket message that one of them sends or receives over TCP or a UNIX
+stream socket. The processes are not changed, restarted or proxied. Without a verb it captures; with
 .B \-\-
 it starts COMMAND, watches it and its children alone, and ends with its exit status.
 .PP
 What is inside of TLS is read by probes in the TLS libraries: Go's crypto/tls, OpenSSL, BoringSSL, GnuTLS, NSS (Linux 6.6 or
 newer, x86-64).
 .B netprofiler explain
-says of a process what is read of it, and why what is not. HTTP/2 is not read yet: its bytes are counted in the ledger. QUIC and
-io_uring are not seen at all.
+says of a process what is read of it, and why what is not. QUIC (HTTP/3) and io_uring are not seen at all.
 """
 
 _AFTER_VERBS: Final = r""".SH SIGNALS

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from netprofiler.config import Config
 from netprofiler.counters import Counters, Row, make_ledger
@@ -15,6 +16,9 @@ from netprofiler.redaction import Redactor
 from netprofiler.sinks.base import Sink
 from netprofiler.sinks.jsonlines import JsonLines, RecordWriter
 from netprofiler.sinks.terminal import Terminal
+
+if TYPE_CHECKING:
+    from netprofiler.protobuf import Descriptors
 
 
 class Outputs:
@@ -27,6 +31,7 @@ class Outputs:
         redactor = Redactor(config.redact, enabled=not config.no_redact)
         if config.no_redact:
             warn("--no-redact: secrets are written as they are")
+        descriptors = _descriptors(config, redactor)
         if config.no_output:
             return
         if config.output is None and sys.stdout.isatty():
@@ -37,6 +42,7 @@ class Outputs:
             wall_offset_ns=wall_offset_ns,
             body_limit=config.body_limit,
             raw_payload=not config.no_raw_payload,
+            descriptors=descriptors,
         )
         self._sink = JsonLines(config.output or "-", writer, counters, warn)
 
@@ -69,6 +75,15 @@ class Outputs:
     def close(self) -> None:
         if self._sink is not None:
             self._sink.close()
+
+
+def _descriptors(config: Config, redactor: Redactor) -> Descriptors | None:
+    """Those of `--proto`, read before the capture begins; google.protobuf is imported for who asks for it."""
+    if not config.proto:
+        return None
+    from netprofiler.protobuf import Descriptors  # noqa: PLC0415
+
+    return Descriptors(config.proto, redactor)
 
 
 def check_ledger_path(config: Config) -> None:

@@ -9,11 +9,14 @@ Every byte that it is given ends in exactly one row of the ledger (`Surroundings
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from netprofiler.counters import Counters
 from netprofiler.exchange import Message, Process
 from netprofiler.streams import Segment
+
+BUDGET: Final = "budget"
+"""A reason of missing bytes: they were over what is copied. A message whose size is known all the same is `truncated`."""
 
 
 class Surroundings(Protocol):
@@ -37,8 +40,10 @@ class Conversation(Protocol):
         call belongs; their bytes it has put into their rows itself, or holds until it can.
         """
 
-    def missing(self, direction: int, length: int, reason: str, time_ns: int) -> None:
-        """`length` bytes of a direction that nobody saw, and why (`missing_reason` of the record). They are in the ledger."""
+    def missing(self, direction: int, length: int, reason: str, time_ns: int, start: bytes = b"") -> None:
+        """`length` bytes of a direction that nobody saw, and why (`missing_reason` of the record); `start`: their first ones,
+        where they could be had otherwise (a file that was sent). They are in the ledger.
+        """
 
     def end(self, direction: int, time_ns: int, *, finished: bool) -> None:
         """No byte of this direction will come: its end was seen (`finished`), or the capture is over."""

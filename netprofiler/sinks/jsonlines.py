@@ -17,14 +17,17 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from netprofiler.content import decode
 from netprofiler.counters import Counters
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.exchange import Completeness, Direction, Fields, Head, Link, Message, Process, Tls
+from netprofiler.exchange import Completeness, Direction, Fields, Grpc, Head, Link, Message, Process, Tls, WebSocket
 from netprofiler.redaction import PLACEHOLDER, Redactor
 from netprofiler.sinks.base import OutputClosed
+
+if TYPE_CHECKING:
+    from netprofiler.protobuf import Descriptors  # slow to import, and of use to few
 
 _DIRECTIONS: Final = ("send", "recv")
 _quote: Callable[[str], str] = encode_basestring
@@ -39,12 +42,15 @@ class _FieldsText(NamedTuple):
 
 
 class _EndsText(NamedTuple):
-    """In the order in which `RecordWriter.render` counts on it."""
+    """In the order in which `RecordWriter.render` counts on it. What is kept of this, and of `_HeadText`, is a plain tuple:
+    taking a named one apart costs three times as much.
+    """
 
     process: Process | None
     before_tid: str
     hop: str
     after_tid: str
+    tls: str
     connection: str
 
 
@@ -54,8 +60,8 @@ class _HeadText(NamedTuple):
     headers: str
     raw: str
     """``,"raw_payload":"…`` up to the body, or nothing."""
-    redacted: str
-    """``,"redacted":[…]`` or nothing."""
+    tail: str
+    """``,"unknown_fields":…,"redacted":[…]`` or less."""
 
 
 _WHOLE: Final = Completeness.COMPLETE  # looking a member up in its enum takes longer than all of a look-up in a dict
@@ -64,12 +70,15 @@ _COMPLETE: Final = _END[Completeness.COMPLETE]
 _TRUNCATED: Final = _END[Completeness.TRUNCATED]
 _OPEN: Final = _END[Completeness.OPEN]
 
+_ALPN: Final = {"HTTP/1.0": ("http/1.0", "http/1.1"), "HTTP/2": ("h2",)}
+"""By what is spoken, else ``http/1.1``: an HTTP/1.0 answer is HTTP/1.1 as far as ALPN goes, and WebSocket begins as that."""
+
 ENDS_MAX: Final = 32
 """Processes that share one connection (a pre-forked server's workers) whose fragments are kept; the rest is rare."""
 
 
 def _completeness(message: Message) -> str:
-    """The tail of a record; the same objects each time, so that they can be compared by identity."""
+    """How much is known; the same objects each time, so that they can be compared by identity."""
     if message.missing_bytes:
         return (
             f'{_END[message.completeness]},"missing_bytes":{message.missing_bytes}'
@@ -108,9 +117,7 @@ def _tls(tls: Tls | None, version: str) -> str:
         return ""
     alpn = tls.alpn_selected
     if alpn is None and tls.version == "1.3":
-        # An HTTP/1.0 answer is HTTP/1.1 as far as ALPN goes.
-        spoken = (version.lower(), "http/1.1") if version == "HTTP/1.0" else (version.lower(),)
-        alpn = next((name for name in spoken if name in tls.alpn_offered), None)
+        alpn = next((name for name in _ALPN.get(version, ("http/1.1",)) if name in tls.alpn_offered), None)
     members = (
         ("library", tls.library),
         ("version", tls.version),
@@ -141,10 +148,21 @@ def body_text(body: bytes, cut: bool) -> str | None:
 
 
 class RecordWriter:
-    """Messages → lines (without the newline). `wall_offset_ns`: what makes wall clock of the records' time."""
+    """Messages → lines (without the newline). `wall_offset_ns`: what makes wall clock of the records' time. `descriptors`: by
+    which gRPC bodies are decoded.
+    """
 
-    def __init__(self, redactor: Redactor, *, wall_offset_ns: int, body_limit: int, raw_payload: bool) -> None:
+    def __init__(
+        self,
+        redactor: Redactor,
+        *,
+        wall_offset_ns: int,
+        body_limit: int,
+        raw_payload: bool,
+        descriptors: Descriptors | None = None,
+    ) -> None:
         self.wall_offset_ns = wall_offset_ns
+        self._descriptors = descriptors
         self._redactor = redactor
         self._body_limit = body_limit
         self._raw_payload = raw_payload
@@ -161,16 +179,23 @@ class RecordWriter:
         ends = link.rendered.get(message.pid << 1 | message.direction)
         if ends is None or ends[0] is not process:
             ends = self._ends(message)
+        _, before_tid, hop, after_tid, tls, connection = ends
         head = message.head
         head_text = head.rendered
         if head_text is None:
-            head_text = head.rendered = self._head(head)
-        before_body, headers, raw, redacted = head_text
+            head_text = head.rendered = tuple(self._head(head))
+        before_body, headers, raw, tail = head_text
         end = _COMPLETE if message.completeness is _WHOLE else _completeness(message)
         raw_body = ""
         body = message.body
+        extra = message.extra
+        secrets: tuple[str, ...] = ()
+        if extra is not None:
+            tls += self._extra(extra, is_request=head.is_request)
         if not body and not message.raw_body:
             shown = ""
+        elif extra is not None and extra.__class__ is Grpc:
+            shown, end, secrets = self._grpc_body(message, extra)
         elif message.raw_body is None and not head.fields.content_encoding:
             try:
                 text = _quote(body.decode())
@@ -181,7 +206,9 @@ class RecordWriter:
         else:
             shown, raw_body, end = self._odd_body(message)
         if message.trailers:
-            headers, raw_body, redacted = self._with_trailers(message, headers, raw_body, redacted)
+            headers, raw_body, secrets = self._with_trailers(message, headers, raw_body, secrets)
+        if secrets:
+            tail = self._tail(head, secrets)
         if raw:
             raw = f'{raw}{raw_body}"'
         request = message.request
@@ -197,11 +224,12 @@ class RecordWriter:
             )
         number = message.number
         tid = message.tid if message.pid else ""  # 0: a packet capture knows neither pid nor tid
-        hop = f'{ends[2]}{message.position}"' if ends[2] else ""
+        if hop:
+            hop = f'{hop}{message.position}"'
         return (
-            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{ends[1]}{tid}{ends[3]}{message.stream_bytes}"
-            f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{ends[4]}{number}"{hop}{times}'
-            f"{end}{redacted}}}"
+            f"{self._second_text}{str(since + 1_000_000_000)[1:]}{before_tid}{tid}{after_tid}{message.stream_bytes}"
+            f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{tls}{connection}{number}"{hop}{times}'
+            f"{end}{tail}}}"
         )
 
     def set_wall_offset(self, offset_ns: int) -> None:
@@ -214,7 +242,7 @@ class RecordWriter:
         self._second_text = datetime.fromtimestamp(second, UTC).strftime('{"timestamp":"%Y-%m-%dT%H:%M:%S.')
         return nanoseconds
 
-    def _ends(self, message: Message) -> _EndsText:
+    def _ends(self, message: Message) -> tuple[Any, ...]:
         """What all messages of one process in one direction of a connection share."""
         link = message.link
         process = message.process
@@ -240,14 +268,16 @@ class RecordWriter:
         hop = hop_prefix(link, message.direction)
         if len(link.rendered) >= ENDS_MAX:
             link.rendered.clear()
-        text = link.rendered[message.pid << 1 | message.direction] = _EndsText(
+        text = _EndsText(
             process=process,
             before_tid=f'Z","pid":{message.pid},"tid":' if message.pid else 'Z"',
             hop=f',"hop":"{hop}' if hop else "",
             after_tid="," + ",".join(parts),
-            connection=f'{_tls(link.tls, message.head.version)},"connection":"{name}","exchange":"{name}#',
+            tls=_tls(link.tls, message.head.version),
+            connection=f',"connection":"{name}","exchange":"{name}#',
         )
-        return text
+        kept = link.rendered[message.pid << 1 | message.direction] = tuple(text)
+        return kept
 
     def _fields(self, fields: Fields) -> _FieldsText:
         text: _FieldsText | None = fields.rendered
@@ -263,44 +293,92 @@ class RecordWriter:
         return text
 
     def _head(self, head: Head) -> _HeadText:
-        fields = self._fields(head.fields)
         start_line = head.start_line
         names: tuple[str, ...] = ()
         before = f',"protocol":"{head.version}"'
         if head.is_request:
             target, names = self._redactor.target(head.target)
-            if names:
+            if names and start_line:
                 # The target again, as the raw payload has it.
                 method, raw_target, version = start_line.split(" ", 2)
                 start_line = f"{method} {self._redactor.target(raw_target)[0]} {version}"
-            before += f',"method":{_quote(head.method)},"url":{_quote(target)}'
-        else:
+            if head.method:
+                before += f',"method":{_quote(head.method)}'
+            if target:
+                before += f',"url":{_quote(target)}'
+        elif head.status or start_line:
             before += f',"status_code":{head.status}'
             if head.reason:
                 before += f',"reason":{_quote(head.reason)}'
-        redacted = tuple(dict.fromkeys(fields.redacted + names))
+        fields = self._fields(head.fields)
         return _HeadText(
             before_body=before,
-            headers=fields.headers,
-            raw=f',"raw_payload":"{_quote(start_line)[1:-1]}{fields.raw}' if self._raw_payload else "",
-            redacted=f',"redacted":[{",".join(map(_quote, redacted))}]' if redacted else "",
+            headers="" if head.version == "websocket" else fields.headers,
+            raw=f',"raw_payload":"{_quote(start_line)[1:-1]}{fields.raw}' if self._raw_payload and start_line else "",
+            tail=self._tail(head, ()),
         )
 
-    def _with_trailers(self, message: Message, headers: str, raw_body: str, redacted: str) -> tuple[str, str, str]:
-        """They stand behind the headers, and in the raw body; what is secret in them adds to what is redacted."""
+    def _tail(self, head: Head, secrets: tuple[str, ...]) -> str:
+        """What stands behind the completeness. `secrets`: names that were replaced in other places than the head."""
+        unknown = head.fields.unknown
+        text = f',"unknown_fields":{unknown}' if unknown else ""
+        of_head = self._fields(head.fields).redacted + self._redactor.target(head.target)[1]
+        names = tuple(dict.fromkeys(of_head + secrets))
+        return f'{text},"redacted":[{",".join(map(_quote, names))}]' if names else text
+
+    def _with_trailers(
+        self, message: Message, headers: str, raw_body: str, secrets: tuple[str, ...]
+    ) -> tuple[str, str, tuple[str, ...]]:
+        """They stand behind the headers, and in the raw body; what is secret in them adds to `secrets`."""
         redactor = self._redactor
         secret = tuple(dict.fromkeys(name for name, _ in message.trailers if redactor.is_secret_header(name)))
         shown = tuple((name, PLACEHOLDER if name in secret else value) for name, value in message.trailers)
         headers = f'{headers},"trailers":{_object(shown)}'
-        if not secret:
-            return headers, raw_body, redacted
-        if message.raw_body and raw_body:
+        if secret and message.raw_body and raw_body:
             raw_body = _quote(redactor.block(message.raw_body.decode("utf-8", "replace")))[1:-1]
-        names = tuple(dict.fromkeys((*self._secrets(message.head), *secret)))
-        return headers, raw_body, f',"redacted":[{",".join(map(_quote, names))}]'
+        return headers, raw_body, secrets + secret
 
-    def _secrets(self, head: Head) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self._fields(head.fields).redacted + self._redactor.target(head.target)[1]))
+    def _extra(self, extra: Grpc | WebSocket, *, is_request: bool) -> str:
+        """``,"grpc":{…}`` or ``,"websocket":{…}``: what is known of it."""
+        if isinstance(extra, WebSocket):
+            text = f',"websocket":{{"opcode":"{extra.opcode}"'
+            if extra.close_code is not None:
+                text += f',"close_code":{extra.close_code}'
+                if extra.close_reason:
+                    text += f',"close_reason":{_quote(extra.close_reason)}'
+            return f"{text}}}"
+        text = ',"grpc":{'
+        if extra.service and extra.method:
+            text += f'"service":{_quote(extra.service)},"method":{_quote(extra.method)},'
+        text += f'"messages":{extra.messages},"message_bytes":{extra.message_bytes}'
+        if not is_request:
+            if extra.status is not None:
+                text += f',"status":{extra.status}'
+            if extra.message:
+                secret = self._redactor.is_secret_header("grpc-message")
+                text += f',"message":{_quote(PLACEHOLDER if secret else extra.message)}'
+        return f"{text}}}"
+
+    def _grpc_body(self, message: Message, grpc: Grpc) -> tuple[str, str, tuple[str, ...]]:
+        """Length-prefixed messages: the body's fragment, the completeness, names that were replaced. They are no text,
+        even where they happen to be UTF-8.
+        """
+        body = message.body
+        end = _completeness(message)
+        # With a hole in it, where the next message begins is not known.
+        if self._descriptors is not None and not message.missing_bytes:
+            decoded = self._descriptors.decode(
+                grpc,
+                body,
+                is_request=message.head.is_request,
+                cut=message.completeness is not _WHOLE,
+                limit=self._body_limit,
+            )
+            if decoded is not None:
+                if not decoded.whole and message.completeness is _WHOLE:
+                    end = _TRUNCATED
+                return f',"body":{_quote(decoded.text)}', end, decoded.redacted
+        return f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"', end, ()
 
     def _odd_body(self, message: Message) -> tuple[str, str, str]:
         """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness."""

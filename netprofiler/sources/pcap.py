@@ -28,6 +28,7 @@ import dpkt
 from netprofiler import wire
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
+from netprofiler.protocols.http2 import looks_like_frames
 from netprofiler.sources.base import Batch, DamagedCaptureError, End, Frame, Rounds
 from netprofiler.sources.packets import Packet, PacketFile
 
@@ -80,6 +81,7 @@ _VERSION: Final = b"HTTP/1."
 _REQUEST: Final = re.compile(rb"CONNECT |[A-Z][A-Z-]{2,13} [/*hH]")
 _SHORT: Final = re.compile(rb"[A-Z](?:[A-Z-]{0,14}|[A-Z-]{2,13} )")
 _TLS: Final = re.compile(rb"\x16\x03[\x00-\x04]")
+_SETTINGS: Final = re.compile(rb"\x00..\x04\x00\x00\x00\x00\x00", re.DOTALL)
 
 
 class Looks(Enum):
@@ -93,7 +95,7 @@ class Looks(Enum):
     TLS = auto()
 
 
-_ROWS: Final = {Looks.OTHER: "not_http", Looks.SHORT: "not_http", Looks.HTTP2: "http2", Looks.TLS: "tls"}
+_ROWS: Final = {Looks.OTHER: "not_http", Looks.SHORT: "not_http", Looks.TLS: "tls"}
 
 
 def looks_like(text: bytes) -> Looks:
@@ -101,7 +103,7 @@ def looks_like(text: bytes) -> Looks:
     text = text[:PREFIX_BYTES]
     if _TLS.match(text):
         return Looks.TLS
-    if text.startswith(b"PRI *"):
+    if text.startswith(b"PRI *") or _SETTINGS.match(text):
         return Looks.HTTP2
     if text.startswith(b"HT"):
         if text.startswith(_VERSION):
@@ -418,10 +420,12 @@ class PacketCapture:
             conversation.first[direction] = position
         text = prefix + segment.payload[: PREFIX_BYTES - len(prefix)]
         looks = looks_like(text)
+        if looks is Looks.OTHER and not conversation.fresh and looks_like_frames(segment.payload):
+            looks = Looks.HTTP2
         if looks is Looks.SHORT and len(segment.payload) == segment.length:
             conversation.prefix[direction] = text
             self._hold(conversation, direction, position, segment)
-        elif looks is Looks.HTTP1:
+        elif looks in (Looks.HTTP1, Looks.HTTP2):
             if not conversation.fresh and not conversation.held:
                 conversation.first[1 - direction] = segment.acknowledged
             if conversation.first[1 - direction] is None:
@@ -431,7 +435,7 @@ class PacketCapture:
             self._open(conversation, segment.time_ns)
             self._deliver(conversation, direction, position, segment)
         else:
-            if conversation.fresh or looks in (Looks.TLS, Looks.HTTP2):
+            if conversation.fresh or looks is Looks.TLS:
                 conversation.verdict = looks
             self._give_up(conversation)
             self._count(_ROWS[looks], segment.length)

@@ -257,7 +257,7 @@ def make_recording(situation: Callable[[Script], None]) -> bytes:
             total += step.length
             calls += step.flags & wire.DATA_FIRST
     finish_round(last_ns)
-    names = ("total", "delivered", "filtered", "not_http", "tls", "http2", "tunnel", "over_limit", "lost")
+    names = ("total", "delivered", "filtered", "not_http", "tls", "tunnel", "over_limit", "lost")
     rows = {name: [calls, total] if name in ("total", "delivered") else [0, 0] for name in names}
     end = json.dumps({"rows": rows, "announcements_lost": 0}).encode()
     parts.append(make_frame(FRAME_END_OF_CAPTURE, last_ns, end))

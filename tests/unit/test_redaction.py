@@ -50,6 +50,13 @@ def test_names_of_the_users_own() -> None:
     assert redactor.target("/?PinCode=1234")[0] == "/?PinCode=[redacted]"
 
 
+@pytest.mark.parametrize("name", ["accessToken", "access_token", "setCookie", "x_api_key", "Authorization", "pinCode"])
+def test_fields_of_bodies_are_secret_as_headers_and_parameters_are(name: str) -> None:
+    assert Redactor(["pin-code"]).is_secret_field(name)
+    assert not Redactor(["pin-code"]).is_secret_field(f"{name}s")
+    assert not Redactor(["pin-code"], enabled=False).is_secret_field(name)
+
+
 def test_disabled() -> None:
     redactor = Redactor(enabled=False)
     assert not redactor.is_secret_header("Authorization")

@@ -30,7 +30,7 @@ def test_each_record_is_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     script = Script()
     SITUATIONS["sendfile"](script)
     assert len(lines) == 1 + len(script.steps) + 1
-    assert lines[0].startswith("# a recording by netprofiler golden, ABI 2, on Linux 6.1.0 x86_64")
+    assert lines[0].startswith("# a recording by netprofiler golden, ABI 3, on Linux 6.1.0 x86_64")
     assert lines[1] == "03:58:24.123556789 process sock=-          pid=1234 traffic: /bin/traffic --requests 10"
     assert lines[3] == (
         "03:58:24.123756789 opened  sock=48213      pid=1234 client fresh 127.0.0.1:54321 > 127.0.0.1:8080 "

@@ -58,6 +58,7 @@ KEYS = [
     "completeness",
     "missing_bytes",
     "missing_reason",
+    "unknown_fields",
     "redacted",
     "source_container",
     "destination_container",

@@ -452,7 +452,6 @@ def test_many_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ("first", "row"),
     [
         (b"\x16\x03\x01\x02\x00\x01", "tls"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http2"),
         (b"*1\r\n$4\r\nPING\r\n", "not_http"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "not_http"),
         (bytes(range(256)), "not_http"),
