@@ -19,6 +19,7 @@ from typing import Any, Final
 from netprofiler import wire
 from netprofiler.counters import LEDGER_ROWS, Counters, make_ledger
 from netprofiler.errors import CommandError, ExitCode
+from netprofiler.exchange import WebSocket
 from netprofiler.pipeline import Pipeline
 from netprofiler.sources.analysis import analyse
 from netprofiler.sources.binaries import UNREADABLE, Program, mapped_files, read_program
@@ -95,12 +96,15 @@ class Look:
     requests: int
     responses: int
     unpaired: int
+    websocket_messages: int
+    heads_cut: int
+    """Header blocks of HTTP/2 over what is decoded of one."""
     rows: dict[str, dict[str, int]]
     """Unit (`bytes`, `calls`) → row → count; only rows that are not 0, and only of this process and its children."""
     tls_read: int
     """TLS connections of which a message was read."""
     tls_unread: list[Unread]
-    """TLS connections that began meanwhile and of which nothing was read, HTTP/1 or not, by process."""
+    """TLS connections that began meanwhile and of which nothing was read, HTTP or not, by process."""
     found: dict[str, int]
     """Calls with plaintext, of all processes of this host, by how their socket was found (FOUND_MEANINGS); those that
     are not 0."""
@@ -178,7 +182,7 @@ def find_limits(
             why = (
                 "QUIC (HTTP/3) is not read, nor is other UDP"
                 if kind == "UDP"
-                else "HTTP/1 is looked for in TCP and UNIX streams"
+                else "HTTP is looked for in TCP and UNIX streams"
             )
             limits.append(Limit(f"{count} {kind} socket{'s' if count > 1 else ''}", why))
     if kernel_tls:
@@ -230,7 +234,7 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
     source = KernelSource(Filters(pids=(pid, *descendants(pid))), tls=True)
     discovery = Discovery(analyse, source.attach_file, source.forget_file)
     pipeline = Pipeline(body_limit=0, stream_interval_ns=0)
-    requests = responses = 0
+    requests = responses = websocket_messages = 0
     tls_connections: set[str] = set()
     reasons: dict[int, str] = {}
 
@@ -253,9 +257,11 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
                 reasons[unread] = why_unread(unread, discovery.describe(unread))
 
     def take() -> None:
-        nonlocal requests, responses
+        nonlocal requests, responses, websocket_messages
         for message in pipeline.take_messages():
-            if message.head.is_request:
+            if isinstance(message.extra, WebSocket):
+                websocket_messages += 1
+            elif message.head.is_request:
                 requests += 1
             else:
                 responses += 1
@@ -288,6 +294,8 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
             requests,
             responses,
             counters.unpaired,
+            websocket_messages,
+            counters.heads_cut,
             own_rows(counters, source),
             len(tls_connections),
             [Unread(unread, count, reasons[unread]) for unread, count in pipeline.unread.items()],
@@ -357,7 +365,7 @@ def as_text(explanation: Explanation, proc: Path = PROC) -> str:
         lines.append(f"  and {len(sockets) - SOCKETS_SHOWN} more: --json has them all")
     readable = [finding for file in explanation.tls for finding in file.analysis.findings if finding.probes]
     inside = ", and inside of TLS by:" if readable else ""
-    lines += ["", f"seen: HTTP/1.0 and HTTP/1.1 in the clear on these TCP and UNIX stream sockets{inside}"]
+    lines += ["", f"seen: HTTP/1, HTTP/2 and WebSocket in the clear on these TCP and UNIX stream sockets{inside}"]
     for file in explanation.tls:
         for finding in file.analysis.findings:
             if finding.probes:
@@ -428,7 +436,10 @@ def _look_lines(look: Look) -> list[str]:
     lines = [
         f"in {look.seconds:g} s, with its children: {look.requests} requests, {look.responses} responses"
         + (f" ({look.unpaired} of them without their request)" if look.unpaired else "")
+        + (f", {look.websocket_messages} WebSocket messages" if look.websocket_messages else "")
     ]
+    if look.heads_cut:
+        lines.append(f"  {look.heads_cut} header blocks of HTTP/2 were too large to be decoded whole")
     for name in LEDGER_ROWS:
         byte_count, calls = look.rows["bytes"].get(name, 0), look.rows["calls"].get(name, 0)
         if byte_count or calls:
@@ -444,7 +455,7 @@ def _look_lines(look: Look) -> list[str]:
         ]
     if look.tls_read or look.tls_unread:
         others = sum(unread.connections for unread in look.tls_unread)
-        lines.append(f"  TLS connections: {look.tls_read} with HTTP/1, {others} of which nothing was read")
+        lines.append(f"  TLS connections: {look.tls_read} with HTTP, {others} of which nothing was read")
         lines += [
             f"    {unread.connections} of process {unread.pid}: {unread.why}"
             for unread in look.tls_unread[:UNREAD_SHOWN]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -342,7 +343,7 @@ def a_look(
     unread: list[Unread] | None = None,
     found: dict[str, int] | None = None,
 ) -> Look:
-    return Look(2.0, 3, 2, 1, rows, tls_read, unread or [], found or {})
+    return Look(2.0, 3, 2, 1, 0, 0, rows, tls_read, unread or [], found or {})
 
 
 def test_a_look_is_shown_by_rows() -> None:
@@ -353,11 +354,18 @@ def test_a_look_is_shown_by_rows() -> None:
     assert "nothing" in module._look_lines(a_look({"bytes": {}, "calls": {}}))[-1]
 
 
+def test_a_look_says_what_is_neither_request_nor_response() -> None:
+    look = replace(a_look({"bytes": {}, "calls": {}}), websocket_messages=7, heads_cut=2)
+    lines = module._look_lines(look)
+    assert lines[0].endswith(", 7 WebSocket messages")
+    assert lines[1] == "  2 header blocks of HTTP/2 were too large to be decoded whole"
+
+
 def test_a_look_says_what_became_of_tls() -> None:
     unread = [Unread(4000 + number, 2, "it ended before") for number in range(UNREAD_SHOWN + 1)]
     look = a_look({"bytes": {"tls": 9}, "calls": {"tls": 1}}, 3, unread, {"hello": 7, "not_found": 1})
     lines = module._look_lines(look)
-    assert f"  TLS connections: 3 with HTTP/1, {2 * len(unread)} of which nothing was read" in lines
+    assert f"  TLS connections: 3 with HTTP, {2 * len(unread)} of which nothing was read" in lines
     assert "    2 of process 4000: it ended before" in lines
     assert not any(f"process {unread[-1].pid}" in line for line in lines)
     assert [line.split()[0] for line in lines if line.endswith(FOUND_MEANINGS["hello"])] == ["7"]
