@@ -14,8 +14,9 @@
 /* While the ring is filling: calls of more than SMALL_BYTES are left out, but for what may hold a head. */
 #define SMALL_BYTES 2048
 #define HEAD_BYTES 8192
-/* Segments looked at of one call: a program handles STEPS of them and then calls itself again (32 times at most). */
-#define STEPS 8
+/* Segments looked at of one call: a program handles STEPS of them and then calls itself again (32 times at most); as many as
+ * a call can have (IOV_MAX is 1024). */
+#define STEPS 32
 #define CHAIN_MAX 32
 
 /* Of a TLS connection's ciphertext, a direction: the hellos, with a second one, and post-quantum key shares in them. */

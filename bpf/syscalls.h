@@ -304,7 +304,8 @@ static __always_inline void continue_long_call(void *ctx, struct workspace *w, s
 		if (!call->left) {
 			if (!next_segment(call))
 				goto unreadable;
-			continue;
+			if (!call->left)
+				continue;
 		}
 		n = PIECE_BYTES;
 		if (n > rest)

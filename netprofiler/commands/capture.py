@@ -51,7 +51,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 SETTLE_NS: Final = 3_000_000_000
 """What runs already is looked through before `ready`, if that takes no longer: a tenth of a second as a rule, as most of it was
-done while the compiler ran; with dozens of large programs, each analysed for the first time, seconds."""
+done while the programs were compiled or loaded; with dozens of large programs, each analysed for the first time, seconds."""
 REASONS_MAX: Final = 32
 """Processes of which it is said at the end why their TLS was not read."""
 POLL_NS: Final = 100_000_000

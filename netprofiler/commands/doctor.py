@@ -275,7 +275,7 @@ def check_program(host: Host) -> Finding:
     if not host.is_root:
         return _unknown("loading a program needs root", _AS_ROOT)
     try:
-        source = KernelSource(Filters(pids=(os.getpid(),)))
+        source = KernelSource(Filters(pids=(os.getpid(),)), cached=False)
     except CommandError as error:
         return Finding(
             State.MISSING,
@@ -297,7 +297,7 @@ def check_memlock(host: Host) -> Finding:
     return Finding(
         State.WARNING,
         text,
-        "before Linux 5.11 maps count there; BCC raises it itself where it has CAP_SYS_RESOURCE",
+        "before Linux 5.11 maps count there; a capture raises it itself where it has CAP_SYS_RESOURCE",
         "ulimit -l unlimited (LimitMEMLOCK=infinity in a systemd unit)",
     )
 

@@ -1,6 +1,6 @@
 """The kernel as a source: loads and attaches bpf/, reads its ring buffer, its counters, and tells it what to leave out.
 
-Contract: the only importer of BCC. `KernelSource(filters)` compiles and loads; `attach()` starts the capture; `read()`
+Contract: `KernelSource(filters)` loads, and compiles where it has to (compiler.py); `attach()` starts the capture; `read()`
 gives what is in the ring as one batch (wire.py) and `advance(n)` gives n bytes of it back to the kernel; `ledger()`
 gives the kernel side's rows; `detach()` ends the capture, after which the ring can still be drained; `close()` frees
 everything. Raises `CommandError` (exit status 3) where this host cannot do it, with what is missing.
@@ -12,34 +12,28 @@ stubs in bpf/include stand in for the headers that BCC asks for.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
 import platform
 import re
 import select
+import struct
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from netprofiler import wire
 from netprofiler.connection import Command, Ignore
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.sources.bcc_import import load_bcc
+from netprofiler.sources import bpf
 from netprofiler.sources.btf import member_offsets
+from netprofiler.sources.compiler import ObjectCache, cache_directory, compile_object, object_key
 from netprofiler.sources.probes import Finding, Layout
-from netprofiler.sources.uprobes import (
-    TRACE_UPROBE_MULTI,
-    AttachError,
-    UprobeLink,
-    attach_probes,
-    load_probe_program,
-    replace_map,
-)
+from netprofiler.sources.uprobes import AttachError, UprobeLink, attach_probes
 
 RING_BYTES: Final = 16 * 1024 * 1024
 """Half a second of a server at 40,000 exchanges/s, or some 15 ms of large bodies at memory speed. It counts as resident
@@ -61,24 +55,42 @@ NOTICE_BYTES: Final = 256 * 1024
 """What happens to processes, between two rounds of the agent: 5,000 notices."""
 
 _INIT_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO of <linux/proc_ns.h>
-_MADV_PAGEOUT: Final = 21
 
 TRACEPOINTS: Final = {
-    b"sched_process_fork": b"on_fork",
-    b"sched_process_exec": b"on_exec",
-    b"sched_process_exit": b"on_exit",
-    b"inet_sock_set_state": b"on_set_state",
-    b"sys_exit": b"on_sys_exit",
+    b"sched_process_fork": "on_fork",
+    b"sched_process_exec": "on_exec",
+    b"sched_process_exit": "on_exit",
+    b"inet_sock_set_state": "on_set_state",
+    b"sys_exit": "on_sys_exit",
 }
 """Raw tracepoints → programs, in the order of attaching: what sees traffic comes last. Forks are followed for --pid."""
 
-TAIL_CALLED: Final = (b"on_deliver", b"on_undecided", b"on_long_call")
+TAIL_CALLED: Final = ("on_deliver", "on_undecided", "on_long_call")
 """In the order of bpf/maps.h's PROGRAM_ numbers."""
 
 CONTROL_IGNORE: Final = 1
 CONTROL_SKIP: Final = (2, 4)
 
-PROBE: Final = b"on_probe"
+PROBE: Final = "on_probe"
+
+AGENT_PID_MARKER: Final = 0x4E504944
+"""What the programs are compiled with as AGENT_PID; the pid takes its place when they are loaded. No pid is so large (PID_MAX_LIMIT
+is 2²²), and nothing else in bpf/ is that number."""
+ASK_AGENT_PID: Final = ("on_sys_exit", PROBE)
+"""Programs with that number in them."""
+
+VARIANTS: Final = (("-DDIRECT_READS", "-DRING_QUERY"), ())
+"""Ways to compile, best first: a kernel before 5.11 has not the helper for the first, and another BCC may number its maps otherwise."""
+
+# Keys and values of maps, as bpf/maps.h has them.
+_U16: Final = struct.Struct("<H")
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+_CONTROL: Final = struct.Struct("<III4x")
+_LEDGER: Final = struct.Struct(f"<{2 * len(KERNEL_ROWS)}QQ8x")
+_COMM_FILTER: Final = struct.Struct("<16sQ")
+_EXECUTABLE_FILTER: Final = struct.Struct("<QII")
+_FILE_ID: Final = struct.Struct("<QQ")
 
 INCLUDE: Final = 1
 EXCLUDE: Final = 2
@@ -128,12 +140,6 @@ def needed_offsets(text: str) -> list[str]:
     return [".".join(pair) for pair in sorted(set(re.findall(r"\bOFFSET_(\w+?)__(\w+)", text)))]
 
 
-def possible_cpus() -> int:
-    """Highest CPU number that this host can ever have, plus one."""
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(re.split(r"[-,]", text)[-1]) + 1
-
-
 def check_host() -> None:
     """What can be told before anything is loaded."""
     if os.geteuid() != 0:
@@ -150,23 +156,9 @@ def check_host() -> None:
         )
 
 
-@contextlib.contextmanager
-def _quiet_stderr(captured: list[str]) -> Iterator[None]:
-    """Libbcc and the compiler write to descriptor 2: collected, to be shown only when something went wrong."""
-    saved = os.dup(2)
-    with open(os.memfd_create("bcc-messages"), "w+b", buffering=0) as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            captured.append(file.read().decode("utf-8", "replace"))
-
-
 FOUND_NAMES: Final = ("session", "hello", "descriptor", "call", "not_found")
 """In the order of the FOUND_ numbers of bpf/maps.h."""
+_TLS_COUNTERS: Final = struct.Struct(f"<{len(FOUND_NAMES)}QQQQ")
 
 
 class FileProbes:
@@ -218,23 +210,34 @@ class Ring:
         self._pages.close()
 
 
-class KernelSource:
-    """`tls`: load what stands behind probes, too. `direct_reads`: use plain loads where the kernel takes them (bpf/arch.h); False is for comparing the two."""
+def put_agent_pid(made: bpf.Object) -> bpf.Object:
+    """The object with our pid where it was compiled with AGENT_PID_MARKER. Raises `CommandError` where that stands in other
+    programs than it should: the agent would watch itself, or what it should not.
+    """
+    programs = {}
+    for name, code in made.programs.items():
+        programs[name], count = bpf.replace_immediate(code, AGENT_PID_MARKER, os.getpid())
+        if bool(count) is not (name in ASK_AGENT_PID):
+            raise CommandError(f"{name} was compiled with {count} places for the agent's pid", ExitCode.HOST)
+    return replace(made, programs=programs)
 
-    def __init__(self, filters: Filters, *, tls: bool = True, direct_reads: bool = True) -> None:
+
+class KernelSource:
+    """`tls`: load what stands behind probes, too. `direct_reads`: use plain loads where the kernel takes them (bpf/arch.h);
+    False is for comparing the two. `cached`: what was compiled before is used, and what is compiled now is kept; False is for
+    finding out whether it compiles.
+    """
+
+    def __init__(self, filters: Filters, *, tls: bool = True, direct_reads: bool = True, cached: bool = True) -> None:
         check_host()
-        bpf_dir = find_bpf()
-        text = assemble(bpf_dir, tls=tls)
+        directory = find_bpf()
+        text = assemble(directory, tls=tls)
         offsets = member_offsets(needed_offsets(text))
-        bcc = load_bcc()
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir)
         flags = [
-            "-DCONFIG_BPF_SYSCALL",
             f"-DPAGE_SIZE={mmap.PAGESIZE}",
-            f"-I{bpf_dir}",
             f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
             f"-DWAKEUP_BYTES={WAKEUP_BYTES}",
-            f"-DCPUS={possible_cpus()}",
+            f"-DCPUS={bpf.possible_cpus()}",
             f"-DCONNECTIONS_MAX={CONNECTIONS_MAX}",
             f"-DPROCESSES_MAX={PROCESSES_MAX}",
             f"-DTLS_PROBES={int(tls)}",
@@ -242,7 +245,7 @@ class KernelSource:
             f"-DSESSIONS_MAX={SESSIONS_MAX}",
             f"-DFILES_MAX={FILES_MAX}",
             f"-DNOTICE_PAGES={NOTICE_BYTES // mmap.PAGESIZE}",
-            f"-DAGENT_PID={os.getpid()}",
+            f"-DAGENT_PID={AGENT_PID_MARKER}",
             "-Wno-unused-function",
         ]
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
@@ -255,55 +258,61 @@ class KernelSource:
             for tracepoint, name in TRACEPOINTS.items()
             if follows_forks or tracepoint != b"sched_process_fork"
         }
-        if direct_reads:
-            # A kernel before 5.11 has not the helper for it; another BCC may number its maps otherwise.
-            try:
-                self._compile(bcc, text, [*flags, "-DDIRECT_READS", "-DRING_QUERY"])
-            except CommandError:
-                if hasattr(self, "_bpf"):
-                    self._bpf.cleanup()
-                direct_reads = False
-        if not direct_reads:
-            self._compile(bcc, text, flags)
-        self.direct_reads = direct_reads
-        for index, name in enumerate(TAIL_CALLED):
-            self._bpf[b"programs"][ctypes.c_int(index)] = ctypes.c_int(self._programs[name].fd)
-        for index, descriptor in enumerate(self._behind_probes):
-            self._bpf[b"probe_programs"][ctypes.c_int(index)] = ctypes.c_int(descriptor)
+        self._links: dict[bytes, int] = {}
+        bpf.allow_locked_memory()
+        variants = range(0 if direct_reads else 1, len(VARIANTS))
+        self._loaded = self._compile_and_load(text, flags, directory, variants, cached=cached)
+        self._maps = self._loaded.maps
+        self.direct_reads = "-DDIRECT_READS" in VARIANTS[self._loaded.variant]
+        for array, program_type in (
+            ("programs", bpf.PROG_TYPE_RAW_TRACEPOINT),
+            ("probe_programs", bpf.PROG_TYPE_KPROBE),
+        )[: 1 + tls]:
+            for index, name in enumerate(TAIL_CALLED):
+                descriptor = self._loaded.programs[program_type, name]
+                self._maps[array].update(_U32.pack(index), _U32.pack(descriptor))
         self._set_filters(filters)
-        self._controls: Any = self._bpf[b"controls"]
-        self._attached = False
         self._map_rings()
         self._free_layouts = list(range(LAYOUTS_MAX - 1, -1, -1))
-        _page_out_compiler()
 
-    def _compile(self, bcc: Any, text: str, flags: list[str]) -> None:
-        messages: list[str] = []
-        self._programs: dict[bytes, Any] = {}
-        self._behind_probes: list[int] = []
+    def _compile_and_load(
+        self, text: str, flags: list[str], directory: Path, variants: range, *, cached: bool
+    ) -> bpf.Loaded:
+        """What was kept, if it loads; else the first variant that the kernel takes, which is then kept."""
+        cache = ObjectCache(cache_directory()) if cached else None
+        key = object_key(text, [*flags, *(" ".join(VARIANTS[variant]) for variant in variants)], directory)
+        kept = cache.read(key) if cache else None
+        if kept is not None:
+            with contextlib.suppress(CommandError):
+                return self._load(kept)
+        for variant in variants:
+            try:
+                made = compile_object(text, [*flags, *VARIANTS[variant]], directory, variant)
+                loaded = self._load(made)
+            except CommandError:
+                if variant == variants[-1]:
+                    raise
+                continue
+            if cache:
+                cache.write(key, made)
+            return loaded
+        raise AssertionError("the last variant has raised")
+
+    def _load(self, made: bpf.Object) -> bpf.Loaded:
+        behind_tracepoints = (*self._tracepoints.values(), *TAIL_CALLED)
+        wanted = [bpf.Wanted(name, bpf.PROG_TYPE_RAW_TRACEPOINT) for name in behind_tracepoints]
+        if self._tls:
+            # What sys_exit calls is loaded again, as programs for probes: what they call next is in another prog array.
+            wanted += [
+                bpf.Wanted(name, bpf.PROG_TYPE_KPROBE, bpf.TRACE_UPROBE_MULTI, {"programs": "probe_programs"})
+                for name in (PROBE, *TAIL_CALLED)
+            ]
         try:
-            with _quiet_stderr(messages):
-                self._bpf: Any = bcc.BPF(text=text.encode(), cflags=flags)
-                for name in (*self._tracepoints.values(), *TAIL_CALLED):
-                    self._programs[name] = self._bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT)
-                if self._tls:
-                    self._programs[PROBE] = self._bpf.load_func(PROBE, bcc.BPF.KPROBE, attach_type=TRACE_UPROBE_MULTI)
-                    self._load_behind_probes(bcc)
-        except Exception as error:  # BCC raises plain Exception for all that goes wrong
-            detail = " ".join(messages).strip().splitlines()[-1:] or [str(error)]
+            return bpf.Loaded(put_agent_pid(made), wanted)
+        except OSError as error:
             raise CommandError(
-                f"the kernel or the compiler refused the program: {detail[0]}",
-                ExitCode.HOST,
-                remedy="see `netprofiler doctor`",
+                f"the kernel refused the program: {error.strerror}", ExitCode.HOST, remedy="see `netprofiler doctor`"
             ) from error
-
-    def _load_behind_probes(self, bcc: Any) -> None:
-        """The programs that sys_exit calls, again as programs for probes: what they call next is in another prog array."""
-        programs, instead = self._bpf[b"programs"].map_fd, self._bpf[b"probe_programs"].map_fd
-        for name in TAIL_CALLED:
-            size = bcc.lib.bpf_function_size(self._bpf.module, name)
-            code = ctypes.string_at(bcc.lib.bpf_function_start(self._bpf.module, name), size)
-            self._behind_probes.append(load_probe_program(replace_map(code, programs, instead)))
 
     # --- filters -----------------------------------------------------------------------------------------------------
 
@@ -312,63 +321,53 @@ class KernelSource:
             self.watch_pid(pid, INCLUDE)
         for pid in filters.exclude_pids:
             self.watch_pid(pid, EXCLUDE)
-        table = self._bpf[b"watched_ports"]
         for flags, ports in ((INCLUDE, filters.ports), (EXCLUDE, filters.exclude_ports)):
             for port in ports:
-                table[ctypes.c_uint16(port)] = ctypes.c_uint32(flags)
-        table = self._bpf[b"watched_comms"]
+                self._maps["watched_ports"].update(_U16.pack(port), _U32.pack(flags))
         comms = [(name, INCLUDE) for name in filters.comms] + [(name, EXCLUDE) for name in filters.exclude_comms]
         for index, (name, flags) in enumerate(comms):
-            leaf = table.Leaf()
             # The kernel keeps 15 bytes and a NUL.
-            ctypes.memmove(ctypes.byref(leaf), name.encode()[: wire.COMM_BYTES - 1].ljust(wire.COMM_BYTES, b"\0"), 16)
-            leaf.flags = flags
-            table[ctypes.c_int(index)] = leaf
+            comm = name.encode()[: wire.COMM_BYTES - 1]
+            self._maps["watched_comms"].update(_U32.pack(index), _COMM_FILTER.pack(comm, flags))
         self.refresh_executables()
 
     def watch_pid(self, pid: int, flags: int = INCLUDE) -> None:
         """From now on; its descendants that already live have to be named too."""
-        self._bpf[b"watched_pids"][ctypes.c_uint32(pid)] = ctypes.c_uint32(flags)
+        self._maps["watched_pids"].update(_U32.pack(pid), _U32.pack(flags))
 
     def refresh_executables(self) -> None:
         """Look the paths up again: an executable may have been replaced, or have come into being."""
         filters = self._filters
         if not (filters.executables or filters.exclude_executables):
             return
-        table = self._bpf[b"watched_executables"]
         paths = [(path, INCLUDE) for path in filters.executables]
         paths += [(path, EXCLUDE) for path in filters.exclude_executables]
         for index, (path, flags) in enumerate(paths):
-            leaf = table.Leaf()
             try:
                 status = os.stat(path)
             except OSError:
                 continue
-            leaf.inode = status.st_ino
-            leaf.device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
-            leaf.flags = flags
-            table[ctypes.c_int(index)] = leaf
+            device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+            value = _EXECUTABLE_FILTER.pack(status.st_ino, device, flags)
+            self._maps["watched_executables"].update(_U32.pack(index), value)
 
     # --- the capture -------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        messages: list[str] = []
         try:
-            with _quiet_stderr(messages):
-                for tracepoint, name in self._tracepoints.items():
-                    self._bpf.attach_raw_tracepoint(tracepoint, name)
-        except Exception as error:
+            for tracepoint, name in self._tracepoints.items():
+                program = self._loaded.programs[bpf.PROG_TYPE_RAW_TRACEPOINT, name]
+                self._links[tracepoint] = bpf.open_raw_tracepoint(tracepoint, program)
+        except OSError as error:
+            self.detach()
             raise CommandError(
-                f"the kernel refused to attach: {error}", ExitCode.HOST, remedy="see `netprofiler doctor`"
+                f"the kernel refused to attach: {error.strerror}", ExitCode.HOST, remedy="see `netprofiler doctor`"
             ) from error
-        self._attached = True
 
     def detach(self) -> None:
-        if self._attached:
-            self._attached = False
-            with _quiet_stderr([]):
-                for tracepoint in reversed(self._tracepoints):
-                    self._bpf.detach_raw_tracepoint(tracepoint)
+        while self._links:
+            _, descriptor = self._links.popitem()  # the last comes first
+            os.close(descriptor)
 
     # --- TLS ---------------------------------------------------------------------------------------------------------
 
@@ -377,26 +376,21 @@ class KernelSource:
         if not self._free_layouts:
             raise AttachError(path, errno.ENOSPC)
         index = self._free_layouts.pop()
-        table = self._bpf[b"tls_layouts"]
-        packed = (finding.layout or Layout(finding.library)).pack()
+        key, layout = _U32.pack(index), (finding.layout or Layout(finding.library)).pack()
+        self._maps["tls_layouts"].update(key, layout)
         try:
-            table[ctypes.c_int(index)] = table.Leaf.from_buffer_copy(packed)
-            program = self._programs[PROBE].fd
+            program = self._loaded.programs[bpf.PROG_TYPE_KPROBE, PROBE]
             links = attach_probes({False: program, True: program}, path, finding.probes, index)
         except AttachError:
             self._free_layouts.append(index)
             raise
         # What begins from now on is seen from its beginning.
-        leaf = table.Leaf.from_buffer_copy(packed)
-        leaf.attached_ns = monotonic_ns()
-        table[ctypes.c_int(index)] = leaf
+        self._maps["tls_layouts"].update(key, layout[: -_U64.size] + _U64.pack(monotonic_ns()))
         return FileProbes(links, index, self._free_layouts.append)
 
     def forget_file(self, device: int, inode: int) -> None:
         """The next mapping of this file is told again."""
-        table = self._bpf[b"told_files"]
-        with contextlib.suppress(KeyError):
-            del table[table.Key(inode, device)]
+        self._maps["told_files"].delete(_FILE_ID.pack(inode, device))
 
     def notices(self) -> list[wire.Notice]:
         """What happened to processes since the last call."""
@@ -410,34 +404,35 @@ class KernelSource:
     def tls_counts(self) -> dict[str, int]:
         """How the sockets of plaintext were found (FOUND_NAMES), and notices that found their ring full."""
         counts = dict.fromkeys((*FOUND_NAMES, "notices_lost"), 0)
-        for of_cpu in self._bpf[b"tls_counts"][ctypes.c_int(0)]:
-            for name, count in zip(FOUND_NAMES, of_cpu.found, strict=True):
+        for *found, _, _, notices_lost in self._tls_counters():
+            for name, count in zip(FOUND_NAMES, found, strict=True):
                 counts[name] += count
-            counts["notices_lost"] += of_cpu.notices_lost
+            counts["notices_lost"] += notices_lost
         return counts
 
+    def _tls_counters(self) -> list[tuple[int, ...]]:
+        """Of each CPU: FOUND_NAMES, crowded, crowded_bytes, notices_lost."""
+        return [_TLS_COUNTERS.unpack(value) for value in self._maps["tls_counts"].lookup_all(_U32.pack(0))]
+
     def probes(self) -> list[str]:
-        return [name.decode() for name in self._bpf.raw_tracepoint_fds]
+        return [tracepoint.decode() for tracepoint in self._links]
 
     def close(self) -> None:
         self.detach()
         self._epoll.close()
         self._events.close()
         self._notices.close()
-        for descriptor in self._behind_probes:
-            os.close(descriptor)
-        with _quiet_stderr([]):
-            self._bpf.cleanup()
+        self._loaded.close()
 
     # --- the ring ----------------------------------------------------------------------------------------------------
 
     def _map_rings(self) -> None:
-        self._events = Ring(self._bpf[b"events"].map_fd, RING_BYTES)
-        self._notices = Ring(self._bpf[b"notices"].map_fd, NOTICE_BYTES)
+        self._events = Ring(self._maps["events"].descriptor, RING_BYTES)
+        self._notices = Ring(self._maps["notices"].descriptor, NOTICE_BYTES)
         self._wakes = -1
         self._epoll = select.epoll()
         # Edge-triggered: it answers to a wake-up, not to there being something.
-        self._epoll.register(self._bpf[b"events"].map_fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(self._maps["events"].descriptor, select.EPOLLIN | select.EPOLLET)
 
     def wake_for(self, descriptor: int) -> None:
         """`wait` ends early when this descriptor is readable."""
@@ -463,32 +458,36 @@ class KernelSource:
 
     def ledger(self) -> dict[str, Row]:
         rows = {name: Row() for name in KERNEL_ROWS}
-        for ledger in self._bpf[b"ledgers"].values():
-            for name, row in zip(KERNEL_ROWS, ledger.rows, strict=True):
-                rows[name].calls += row.calls
-                rows[name].bytes += row.bytes
-        for of_cpu in self._bpf[b"tls_counts"][ctypes.c_int(0)]:
+        for *counts, _ in self._ledgers():
+            for index, name in enumerate(KERNEL_ROWS):
+                rows[name].calls += counts[2 * index]
+                rows[name].bytes += counts[2 * index + 1]
+        for *_, crowded, crowded_bytes, _ in self._tls_counters():
             for name in ("total", "lost"):
-                rows[name].calls += of_cpu.crowded
-                rows[name].bytes += of_cpu.crowded_bytes
+                rows[name].calls += crowded
+                rows[name].bytes += crowded_bytes
         return rows
 
     def announcements_lost(self) -> int:
-        return sum(ledger.announcements_lost for ledger in self._bpf[b"ledgers"].values())
+        return sum(announcements_lost for *_, announcements_lost in self._ledgers())
+
+    def _ledgers(self) -> list[tuple[int, ...]]:
+        """Of each place of each CPU: calls and bytes by KERNEL_ROWS, announcements_lost."""
+        table = self._maps["ledgers"]
+        values = (table.lookup(_U32.pack(index)) for index in range(table.facts.max_entries))
+        return [_LEDGER.unpack(value) for value in values if value is not None]
 
     def command(self, command: Command) -> None:
         """Carry out what the pipeline found out."""
-        key = ctypes.c_uint64(command.socket)
-        try:
-            leaf = self._controls[key]
-        except KeyError:
-            leaf = self._controls.Leaf()
+        key = _U64.pack(command.socket)
+        before = self._maps["controls"].lookup(key)
+        flags, *skip_until = _CONTROL.unpack(before) if before is not None else (0, 0, 0)
         if isinstance(command, Ignore):
-            leaf.flags = CONTROL_IGNORE
+            flags = CONTROL_IGNORE
         else:
-            leaf.flags |= CONTROL_SKIP[command.direction]
-            leaf.skip_until[command.direction] = command.until
-        self._controls[key] = leaf
+            flags |= CONTROL_SKIP[command.direction]
+            skip_until[command.direction] = command.until
+        self._maps["controls"].update(key, _CONTROL.pack(flags, *skip_until))
 
 
 def _filter_flags(filters: Filters) -> list[str]:
@@ -510,20 +509,6 @@ def _filter_flags(filters: Filters) -> list[str]:
                 flags.append("-DFILTER_PROCESS")
     flags.append(f"-DFILTER_COMM_COUNT={len(filters.comms) + len(filters.exclude_comms)}")
     return list(dict.fromkeys(flags))
-
-
-def _page_out_compiler() -> None:
-    """LibLLVM and libclang are needed no more: their file pages (120 MB resident) go back to the page cache. Pages that
-    were written to (relocations) stay, as there is nowhere to page them out to.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            if "libLLVM" in line or "libclang" in line or "libbcc" in line:
-                start, end = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))
-                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
-    with contextlib.suppress(AttributeError):
-        libc.malloc_trim(0)
 
 
 def monotonic_ns() -> int:

@@ -15,29 +15,17 @@ in the middle of one breaks the programs that run it. Offsets come from disassem
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
-import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from netprofiler.sources.bpf import link_uprobes
 from netprofiler.sources.probes import Probe
 
-_BPF_CALLS: Final = {"x86_64": 321, "aarch64": 280}
-_PROG_LOAD: Final = 5
-_PROG_TYPE_KPROBE: Final = 2
-_INSTRUCTION: Final = struct.Struct("<BBhi")
-_LOAD_IMM64: Final = 0x18
-_PSEUDO_MAP_FD: Final = 1
-_LINK_CREATE: Final = 28  # enum bpf_cmd of <linux/bpf.h>
 CLOSERS: Final = 16
 """Threads that take probes away."""
-TRACE_UPROBE_MULTI: Final = 48
-"""enum bpf_attach_type: what the programs have to be loaded with."""
-_UPROBE_MULTI_RETURN: Final = 1  # BPF_F_UPROBE_MULTI_RETURN
 _ENOTSUPP: Final = 524  # the kernel's own, not in errno.h: an instruction that cannot be probed
 
 _REASONS: Final = {
@@ -74,25 +62,12 @@ class UprobeLink:
     def __init__(
         self, program: int, path: str, offsets: Sequence[int], cookies: Sequence[int], *, on_return: bool = False
     ) -> None:
-        count = len(offsets)
-        if len(cookies) != count:
-            raise ValueError("a cookie for each offset")
-        path_text = ctypes.create_string_buffer(os.fsencode(path))
-        offset_array = (ctypes.c_uint64 * count)(*offsets)
-        cookie_array = (ctypes.c_uint64 * count)(*cookies)
-        # program, target, attach type, flags; path, offsets, counters, cookies, how many, flags, pid (0: all)
-        attributes = struct.pack(
-            "<IIIIQQQQIII4x",
-            *(program, 0, TRACE_UPROBE_MULTI, 0),
-            *(ctypes.addressof(path_text), ctypes.addressof(offset_array), 0, ctypes.addressof(cookie_array)),
-            *(count, _UPROBE_MULTI_RETURN if on_return else 0, 0),
-        )
         self._descriptor = -1
-        descriptor, error = _bpf(_LINK_CREATE, attributes)
-        if descriptor < 0:
-            raise AttachError(path, error)
-        self._descriptor = descriptor
-        self.count = count
+        try:
+            self._descriptor = link_uprobes(program, path, offsets, cookies, on_return=on_return)
+        except OSError as error:
+            raise AttachError(path, error.errno or 0) from error
+        self.count = len(offsets)
 
     def close(self) -> None:
         """Takes the probes away; twice does no harm."""
@@ -129,45 +104,3 @@ def close_links(links: Sequence[UprobeLink]) -> None:
     with ThreadPoolExecutor(min(len(links), CLOSERS), "detach") as closers:
         for link in links:
             closers.submit(link.close)
-
-
-def replace_map(code: bytes, descriptor: int, instead: int) -> bytes:
-    """BPF instructions with another map in the place of one."""
-    out = bytearray(code)
-    for at in range(0, len(code), _INSTRUCTION.size):
-        operation, registers, _, number = _INSTRUCTION.unpack_from(code, at)
-        if operation == _LOAD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD and number == descriptor:
-            _INSTRUCTION.pack_into(out, at, operation, registers, 0, instead)
-    return bytes(out)
-
-
-def load_probe_program(code: bytes) -> int:
-    """A descriptor of the program, of the type that probes and what they tail-call must have. Raises OSError."""
-    instructions = ctypes.create_string_buffer(code, len(code))
-    text = ctypes.create_string_buffer(b"GPL")
-    # type, number of instructions, instructions, license; no log; at 68 the expected attach type
-    attributes = struct.pack(
-        "<IIQQIIQII16sII",
-        *(_PROG_TYPE_KPROBE, len(code) // _INSTRUCTION.size),
-        *(ctypes.addressof(instructions), ctypes.addressof(text)),
-        *(0, 0, 0, 0, 0),
-        *(b"", 0, TRACE_UPROBE_MULTI),
-    )
-    descriptor, error = _bpf(_PROG_LOAD, attributes)
-    if descriptor < 0:
-        raise OSError(error, f"the kernel refused a program behind the probes: {os.strerror(error)}")
-    return descriptor
-
-
-def _bpf(command: int, attributes: bytes) -> tuple[int, int]:
-    """bpf(2): result (-1 where it failed) and errno."""
-    number = _BPF_CALLS.get(platform.machine())
-    if number is None:
-        return -1, errno.EPERM
-    # CDLL lets other threads run meanwhile: the kernel walks all processes that have the file mapped.
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    # The kernel takes a longer union than it knows, as long as the rest is zero.
-    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
-    result = libc.syscall(ctypes.c_long(number), ctypes.c_long(command), buffer, ctypes.c_long(len(buffer)))
-    return result, ctypes.get_errno()

@@ -1,7 +1,10 @@
-"""What the programs do that no single client shows: their two ways of reading, and calls that are not ours."""
+"""What no single client shows of the programs: how they are compiled, kept and loaded, their two ways of reading, calls that
+are not ours."""
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import signal
 import subprocess
@@ -17,8 +20,22 @@ from threading import Thread
 import pytest
 
 from netprofiler import wire
-from netprofiler.sources.kernel import Filters, KernelSource
-from tests.kernel.harness import running, wait_until
+from netprofiler.errors import CommandError
+from netprofiler.sources import bpf
+from netprofiler.sources.compiler import ObjectCache, compile_object
+from netprofiler.sources.kernel import (
+    AGENT_PID_MARKER,
+    ASK_AGENT_PID,
+    LAYOUTS_MAX,
+    RING_BYTES,
+    TAIL_CALLED,
+    TRACEPOINTS,
+    Filters,
+    KernelSource,
+    find_bpf,
+)
+from netprofiler.sources.probes import Layout, Library
+from tests.kernel.harness import Agent, Calls, running, wait_until
 
 pytestmark = pytest.mark.kernel
 
@@ -38,6 +55,8 @@ class Echo(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_GET = do_POST  # with Content-Length, too
 
     def log_message(self, format: str, *args: object) -> None: ...
 
@@ -190,4 +209,186 @@ chunk()
 connection.send(b"0\\r\\n\\r\\n")
 assert connection.getresponse().read() == b""
 ask("/last", b"last")
+"""
+
+
+# --- compiled, kept, loaded -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the agents that a test starts keep what they compile."""
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def kept_in(cache: Path) -> bpf.Object:
+    """The only one."""
+    (path,) = cache.iterdir()
+    kept = ObjectCache(cache).read(path.stem)
+    assert kept is not None
+    return kept
+
+
+def map_references(code: bytes) -> list[int]:
+    """Of instructions; the second half of a number is none, and has no source."""
+    instructions = [bpf.INSTRUCTION.unpack_from(code, at) for at in range(0, len(code), bpf.INSTRUCTION.size)]
+    return [number for operation, registers, _, number in instructions if operation == 0x18 and registers >> 4 == 1]
+
+
+def test_what_is_compiled_names_maps_by_their_place(cache: Path) -> None:
+    """And is the same each time: nothing in it is of the process that compiled it."""
+    KernelSource(Filters()).close()
+    made = kept_in(cache)
+    names = [facts.name for facts in made.maps]
+    assert len(names) == len(set(names)) > 20
+    layout = Layout(Library.GO).pack()
+    assert bpf.MapFacts("tls_layouts", bpf.MAP_TYPE_ARRAY, 4, len(layout), LAYOUTS_MAX, 0) in made.maps
+    assert bpf.MapFacts("events", bpf.MAP_TYPE_RINGBUF, 0, 0, RING_BYTES, 0) in made.maps
+    assert set(made.programs) == {*TRACEPOINTS.values(), *TAIL_CALLED, "on_probe"} - {"on_fork"}
+    used = {name: {names[place] for place in map_references(code)} for name, code in made.programs.items()}
+    assert {"connections", "events", "programs", "workspaces", "ledgers"} <= used["on_sys_exit"]
+    assert {"tls_layouts", "tls_sessions", "probe_programs"} <= used["on_probe"]
+    assert "programs" not in used["on_probe"]
+    filters = {"watched_ports", "watched_comms", "watched_executables"}
+    assert set().union(*used.values()) == set(names) - filters
+    pids = {name: bpf.replace_immediate(code, AGENT_PID_MARKER, 1)[1] for name, code in made.programs.items()}
+    assert {name: count for name, count in pids.items() if count} == dict.fromkeys(ASK_AGENT_PID, 1)
+    (path,) = cache.iterdir()
+    before = path.read_bytes()
+    path.unlink()
+    # With other descriptors in the way.
+    source = KernelSource(Filters())
+    try:
+        assert path.read_bytes() == before
+    finally:
+        source.close()
+
+
+def test_what_does_not_compile_is_said() -> None:
+    with pytest.raises(CommandError, match="the compiler refused the program"):
+        compile_object("int f(void *ctx) { return no_such_thing; }", ["-DPAGE_SIZE=4096"], find_bpf())
+
+
+def mapped_files(agent: Agent) -> str:
+    return Path(f"/proc/{agent.pid}/maps").read_text()
+
+
+def exchange(calls: Calls, agent: Agent) -> None:
+    """The agent sees what there is to see."""
+    run = calls.run()
+    records = agent.wait_for(run.pids, 4)
+    assert [record["bytes"] for record in records if record["pid"] == run.client_pid] == [
+        run.client[0].sent,
+        run.client[0].received,
+    ]
+
+
+def test_the_second_start_takes_what_was_kept_without_bcc(tmp_path: Path, cache: Path, calls: Calls) -> None:
+    with running(tmp_path / "first") as agent:
+        assert "libbcc" in mapped_files(agent)
+        exchange(calls, agent)
+    (kept,) = cache.iterdir()
+    content = kept.read_bytes()
+    with running(tmp_path / "second") as agent:
+        assert "libbcc" not in mapped_files(agent)
+        assert "libLLVM" not in mapped_files(agent)
+        exchange(calls, agent)
+        assert agent.end() == 0
+    assert kept.read_bytes() == content
+    with running(tmp_path / "filtered", "--port", "1") as agent:
+        assert "libbcc" in mapped_files(agent)
+    assert len(list(cache.iterdir())) == 2, "other filters are another program"
+
+
+def test_a_damaged_object_is_compiled_anew(tmp_path: Path, cache: Path, calls: Calls) -> None:
+    KernelSource(Filters()).close()
+    (kept,) = cache.iterdir()
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-100])
+    with running(tmp_path / "agent") as agent:
+        assert "libbcc" in mapped_files(agent)
+        exchange(calls, agent)
+    assert kept.read_bytes() == content
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(tmp_path: Path, calls: Calls) -> None:
+    for name in ("first", "second"):
+        with running(tmp_path / name, environment={"CACHE_DIRECTORY": "/proc/netprofiler"}) as agent:
+            assert "libbcc" in mapped_files(agent)
+            exchange(calls, agent)
+            assert agent.end() == 0
+            assert agent.stderr().count("\n") == agent.stderr().count("\n", agent.stderr().index("ready"))
+
+
+def test_the_kernel_gets_back_all_that_it_gave(cache: Path) -> None:
+    def descriptors() -> list[str]:
+        return sorted(os.listdir("/proc/self/fd"))
+
+    KernelSource(Filters()).close()
+    before = descriptors()
+    source = KernelSource(Filters())
+    source.attach()
+    assert len(descriptors()) > len(before) + 30
+    source.close()
+    assert descriptors() == before
+
+
+def test_two_agents_see_each_other_and_not_themselves(cache: Path) -> None:
+    """From the same object: the pid of each is put in when it is loaded."""
+    KernelSource(Filters(ports=(1,))).close()
+    kept = kept_in(cache)
+    with echo() as port:
+        agents = [
+            subprocess.Popen(
+                [sys.executable, "-c", WATCHER, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        try:
+            for step in ("attached", "asked"):
+                for agent in agents:
+                    assert agent.stdout is not None
+                    assert agent.stdout.readline() == f"{step}\n"
+                if step == "attached":
+                    for agent in agents:
+                        assert agent.stdin is not None
+                        agent.stdin.write("ask\n")
+                        agent.stdin.flush()
+            seen = [json.loads(agent.communicate("say\n", timeout=20)[0]) for agent in agents]
+        finally:
+            for agent in agents:
+                agent.kill()
+                agent.wait()
+    assert kept_in(cache) == kept
+    first, second = agents
+    # What the server got and what a client sent: the server is this process, and is seen by both.
+    targets = {f"GET /{agent.pid} " for agent in agents}
+    for mine, other, events in ((first, second, seen[0]), (second, first, seen[1])):
+        senders = {pid for pid, target in events if target in targets}
+        assert senders == {os.getpid(), other.pid}, f"{mine.pid} sees {senders}"
+        assert {target for pid, target in events if pid == os.getpid()} >= targets
+        assert {target for pid, target in events if pid == other.pid} >= {f"GET /{other.pid} "}
+
+
+WATCHER = """
+import http.client, json, os, sys, time
+from netprofiler import wire
+from netprofiler.sources.kernel import Filters, KernelSource
+port = int(sys.argv[1])
+source = KernelSource(Filters(ports=(port,)))
+source.attach()
+print("attached", flush=True)
+sys.stdin.readline()
+connection = http.client.HTTPConnection("127.0.0.1", port)
+connection.request("GET", f"/{os.getpid()}", headers={"Content-Length": "0"})
+assert connection.getresponse().read() == b""
+print("asked", flush=True)
+sys.stdin.readline()
+source.detach()
+batch = source.read()
+events = [wire.parse(record) for record in wire.records(batch[: wire.whole_length(batch)])]
+processes = [(event.pid, event.payload[:32].decode("latin-1")) for event in events if isinstance(event, wire.DataCaptured)]
+print(json.dumps([(pid, " ".join(text.split(" ")[:2]) + " ") for pid, text in processes]))
+source.close()
 """

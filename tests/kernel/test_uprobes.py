@@ -21,12 +21,12 @@ from elftools.elf.sections import SymbolTableSection
 
 from netprofiler.sources import discovery
 from netprofiler.sources.bcc_import import load_bcc
+from netprofiler.sources.bpf import TRACE_UPROBE_MULTI
 from netprofiler.sources.discovery import Discovery
 from netprofiler.sources.kernel import find_bpf
 from netprofiler.sources.mapped_files import key_of, parse_maps, read_maps
 from netprofiler.sources.probes import Analysis, Call, Finding, Layout, Library, Probe, Purpose
 from netprofiler.sources.uprobes import (
-    TRACE_UPROBE_MULTI,
     AttachError,
     UprobeLink,
     attach_probes,

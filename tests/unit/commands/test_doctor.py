@@ -250,7 +250,8 @@ def test_blind_tls(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_that_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(filters: object) -> None:
+    def refuse(filters: object, *, cached: bool) -> None:
+        assert not cached, "whether it compiles is asked"
         raise CommandError("the kernel refused it: R1 invalid", ExitCode.HOST, remedy="see `netprofiler doctor`")
 
     monkeypatch.setattr(doctor, "KernelSource", refuse)

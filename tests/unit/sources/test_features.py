@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netprofiler.sources import features
+from netprofiler.sources import bpf, features
 
 QUESTIONS = (features.has_ring_buffer, features.has_uprobe_multi, features.has_io_uring)
 
@@ -26,7 +26,7 @@ def test_answers_and_leaves_nothing_behind(question: Callable[[], bool | None]) 
     [(errno.EPERM, None), (errno.EACCES, None), (errno.EINVAL, False), (errno.ENOSYS, False)],
 )
 def test_what_a_failure_means(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool | None) -> None:
-    monkeypatch.setattr(features, "_system_call", lambda *_: (-1, error))
+    monkeypatch.setattr(bpf, "system_call", lambda *_: (-1, error))
     assert features.has_ring_buffer() is answer
     assert features.has_uprobe_multi() is answer
 
@@ -35,7 +35,7 @@ def test_what_a_failure_means(monkeypatch: pytest.MonkeyPatch, error: int, answe
     ("error", "answer"), [(errno.ENOSYS, False), (errno.EPERM, None), (errno.EFAULT, True), (errno.EINVAL, True)]
 )
 def test_io_uring(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool | None) -> None:
-    monkeypatch.setattr(features, "_system_call", lambda *_: (-1, error))
+    monkeypatch.setattr(bpf, "system_call", lambda *_: (-1, error))
     assert features.has_io_uring() is answer
 
 
@@ -46,11 +46,11 @@ def test_uprobe_multi_by_the_link(monkeypatch: pytest.MonkeyPatch, error: int, a
     """The program loads everywhere; a kernel without it refuses the link."""
 
     def call(_number: int, command: int, *_rest: object) -> tuple[int, int]:
-        fails = command == features._LINK_CREATE and error
+        fails = command == bpf.LINK_CREATE and error
         return (-1, error) if fails else (os.open("/dev/null", os.O_RDONLY), 0)
 
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(features, "_system_call", call)
+    monkeypatch.setattr(bpf, "system_call", call)
     assert features.has_uprobe_multi() is answer
     assert len(os.listdir("/proc/self/fd")) == before
 

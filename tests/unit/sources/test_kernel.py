@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from netprofiler import counters, wire
 from netprofiler.errors import CommandError
-from netprofiler.sources import kernel
-from netprofiler.sources.kernel import Filters
+from netprofiler.sources import bpf, kernel
+from netprofiler.sources.compiler import ObjectCache
+from netprofiler.sources.kernel import Filters, KernelSource
 
 BPF = kernel.find_bpf()
 
@@ -64,6 +67,125 @@ def test_more_filters_than_the_map_holds_are_refused_by_name() -> None:
     with pytest.raises(CommandError, match="at most 16 filters by comm") as caught:
         kernel._filter_flags(Filters(comms=tuple(f"name{i}" for i in range(17))))
     assert caught.value.exit_code == 2
+
+
+# --- what is loaded ---------------------------------------------------------------------------------------------------
+
+MARKED = bpf.INSTRUCTION.pack(0x15, 2, 1, kernel.AGENT_PID_MARKER)  # if r2 == AGENT_PID goto +1
+
+
+def test_the_agents_pid_takes_its_place() -> None:
+    made = bpf.Object((), {"on_sys_exit": MARKED * 2, "on_probe": MARKED, "on_exit": bytes(8)}, variant=1)
+    mine = bpf.INSTRUCTION.pack(0x15, 2, 1, os.getpid())
+    programs = {"on_sys_exit": mine * 2, "on_probe": mine, "on_exit": bytes(8)}
+    assert kernel.put_agent_pid(made) == bpf.Object((), programs, variant=1)
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        {"on_sys_exit": bytes(8), "on_probe": MARKED},
+        {"on_sys_exit": MARKED, "on_probe": bytes(8)},
+        {"on_sys_exit": MARKED, "on_exit": MARKED},
+    ],
+    ids=["not in on_sys_exit", "not in on_probe", "in on_exit, too"],
+)
+def test_a_program_that_cannot_tell_the_agent_is_not_loaded(programs: dict[str, bytes]) -> None:
+    with pytest.raises(CommandError, match="places for the agent's pid"):
+        kernel.put_agent_pid(bpf.Object((), programs))
+
+
+class Kernel:
+    """What takes programs, or refuses them, in the place of bpf.Loaded; and a compiler."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, refused: set[int]) -> None:
+        self.refused = refused
+        self.compiled: list[int] = []
+        self.loaded: list[int] = []
+        monkeypatch.setattr(kernel, "compile_object", self.compile_object)
+        monkeypatch.setattr(bpf, "Loaded", self.load)
+
+    def compile_object(self, _text: str, flags: Sequence[str], _bpf: Path, variant: int) -> bpf.Object:
+        assert ("-DDIRECT_READS" in flags) is (variant == 0)
+        self.compiled.append(variant)
+        return bpf.Object((), {"on_sys_exit": MARKED, "on_probe": MARKED}, variant)
+
+    def load(self, made: bpf.Object, _wanted: object) -> int:
+        self.loaded.append(made.variant)
+        if made.variant in self.refused:
+            raise bpf.ProgramRefused(22, "on_exec: Invalid argument: unknown func")
+        return made.variant
+
+    def start(self, *, direct_reads: bool = True, cached: bool = True) -> tuple[object, list[int], list[int]]:
+        """What is loaded at last; what was compiled, and what was tried, on the way."""
+        self.compiled, self.loaded = [], []
+        source = KernelSource.__new__(KernelSource)
+        source._tracepoints, source._tls = dict(kernel.TRACEPOINTS), True
+        variants = range(0 if direct_reads else 1, 2)
+        loaded = source._compile_and_load("text", [], BPF, variants, cached=cached)
+        return loaded, self.compiled, self.loaded
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_second_start_compiles_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_side = Kernel(monkeypatch, refused=set())
+    assert kernel_side.start() == (0, [0], [0])
+    assert kernel_side.start() == (0, [], [0])
+
+
+def test_a_second_start_does_not_try_what_was_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_side = Kernel(monkeypatch, refused={0})
+    assert kernel_side.start() == (1, [0, 1], [0, 1])
+    assert kernel_side.start() == (1, [], [1])
+
+
+def test_what_was_kept_and_is_refused_now_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_side = Kernel(monkeypatch, refused=set())
+    kernel_side.start()
+    kernel_side.refused = {0}
+    assert kernel_side.start() == (1, [0, 1], [0, 0, 1])
+    assert kernel_side.start() == (1, [], [1])
+
+
+def test_what_no_kernel_takes_is_an_error_and_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CommandError, match="the kernel refused the program: on_exec: Invalid argument: unknown func"):
+        Kernel(monkeypatch, refused={0, 1}).start()
+    assert not cache.exists()
+
+
+def test_the_two_ways_of_reading_are_kept_apart(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_side = Kernel(monkeypatch, refused=set())
+    assert kernel_side.start()[0] == 0
+    assert kernel_side.start(direct_reads=False) == (1, [1], [1])
+    assert kernel_side.start() == (0, [], [0])
+
+
+def test_where_it_is_asked_whether_it_compiles_nothing_is_kept_or_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_side = Kernel(monkeypatch, refused=set())
+    assert kernel_side.start(cached=False) == (0, [0], [0])
+    assert not cache.exists()
+    kernel_side.start()
+    assert kernel_side.start(cached=False) == (0, [0], [0])
+
+
+def test_a_damaged_object_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_side = Kernel(monkeypatch, refused=set())
+    kernel_side.start()
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert kernel_side.start() == (0, [0], [0])
+    assert kernel_side.start() == (0, [], [0])
+    assert ObjectCache(cache).read(kept.stem) is not None
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def _record(payload: bytes) -> bytes:
