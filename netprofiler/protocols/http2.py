@@ -34,7 +34,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAMS_MAX: Final = 4096
 """Open streams of one connection: servers allow 100 to 1,000 at a time. Over it the oldest end as `partial`."""
 RESETS_MAX: Final = 1024
-"""Streams that were reset are remembered: frames that were under way still come, and begin nothing."""
+"""Streams that were reset are remembered: frames that were under way still come, and are of no message."""
 BLOCK_BYTES_MAX: Final = 256 * 1024
 """Of one header block as it is sent, or of a frame that is collected; servers stop at 8 to 64 KiB."""
 DOUBTFUL_BYTES_MAX: Final = 64 * 1024
@@ -648,7 +648,7 @@ class Http2:
         elif begins and stream is None:
             begins = sid not in self._resets
         if not begins:
-            self._unparsed(size)
+            self._row("control" if sid in self._resets else "unparsed", size)
             return
         if stream is None:
             stream = self._open(sid, time_ns)
@@ -834,8 +834,9 @@ class Http2:
         stream = self._streams.get(sid)
         part = stream.parts[direction] if stream is not None else None
         if stream is None or part is None:
-            self._unparsed(size)
-            return "unparsed"
+            row = "control" if sid in self._resets else "unparsed"
+            self._row(row, size)
+            return row
         message = part.message
         message.stream_bytes += size
         message.end_ns = time_ns
@@ -858,6 +859,10 @@ class Http2:
 
     def _finish(self, sid: int, stream: _Stream, direction: int, part: _Part) -> None:
         """The message is over."""
+        self._complete(stream, direction, part)
+        self._end_direction(sid, stream, direction)
+
+    def _complete(self, stream: _Stream, direction: int, part: _Part) -> None:
         message = part.message
         if message.missing_bytes:
             message.completeness = Completeness.GAP
@@ -867,17 +872,21 @@ class Http2:
             message.completeness = Completeness.TRUNCATED
         lost_some = message.missing_bytes and message.missing_reason not in _NOT_GAPS
         self._hand_out(stream, direction, part, "gap" if lost_some else "recorded")
-        self._end_direction(sid, stream, direction)
 
-    def _cut(self, stream: _Stream, direction: int, completeness: Completeness) -> None:
-        """The message in this direction, if there is one, ends here, though it was not over."""
+    def _cut(self, stream: _Stream, direction: int) -> None:
+        """The message in this direction, if there is one, ends here, though its end was not said. If it has all that its
+        head promised, it is whole: curl resets streams that it has read to their length.
+        """
         part = stream.parts[direction]
-        if part is not None:
-            message = part.message
-            message.completeness = Completeness.GAP if message.missing_bytes else completeness
-            row = "gap" if message.completeness is Completeness.GAP else "partial"
-            self._hand_out(stream, direction, part, row)
         stream.ended[direction] = True
+        if part is None:
+            return
+        message = part.message
+        if message.body_bytes and message.body_bytes == message.head.fields.content_length:
+            self._complete(stream, direction, part)
+        else:
+            message.completeness = Completeness.GAP if message.missing_bytes else Completeness.PARTIAL
+            self._hand_out(stream, direction, part, "gap" if message.missing_bytes else "partial")
 
     def _hand_out(self, stream: _Stream, direction: int, part: _Part, row: str) -> None:
         stream.parts[direction] = None
@@ -903,7 +912,7 @@ class Http2:
     def _drop(self, sid: int, stream: _Stream) -> None:
         """Nothing more of this stream is waited for."""
         for direction in (wire.SEND, wire.RECV):
-            self._cut(stream, direction, Completeness.PARTIAL)
+            self._cut(stream, direction)
         if stream.late is not None:
             self._release(sid, stream)
         self._streams.pop(sid, None)
@@ -953,7 +962,7 @@ class Http2:
         if stream is None:
             return
         if stream.late is not None and direction != self._client:
-            self._cut(stream, direction, Completeness.PARTIAL)  # the request is still to come
+            self._cut(stream, direction)  # the request is still to come
             return
         self._drop(sid, stream)
 
@@ -969,7 +978,7 @@ class Http2:
         side = self._sides[direction]
         self._forget_frame(side)
         for sid, stream in list(self._streams.items()):
-            self._cut(stream, direction, Completeness.PARTIAL)
+            self._cut(stream, direction)
             if stream.late is not None and direction == self._client:
                 self._release(sid, stream)
             if all(stream.ended):
@@ -1044,9 +1053,7 @@ class Http2:
             part = stream.parts[direction]
             if part is None:
                 continue
-            if reason:
-                part.message.missing_reason = part.message.missing_reason or reason
-            self._cut(stream, direction, Completeness.GAP if reason else Completeness.PARTIAL)
+            self._cut(stream, direction)
             if all(stream.ended):
                 self._streams.pop(sid, None)
 

@@ -27,11 +27,13 @@ KEY_ORDER: tuple[str, ...] = (
     "bytes", "protocol", "method", "url", "status_code", "reason",
     "body", "body_encoding", "body_bytes", "headers", "trailers", "raw_payload",
     "tls", "grpc", "websocket", "connection", "exchange", "hop",
-    "ttfb_ms", "duration_ms", "completeness", "missing_bytes", "missing_reason",
+    "ttfb_ms", "duration_ms", "completeness", "missing_bytes", "missing_reason", "unknown_fields",
     "redacted", "source_container", "destination_container", "destination_type",
 )  # fmt: skip
 
-INT_KEYS = frozenset({"pid", "tid", "source_port", "dest_port", "bytes", "status_code", "body_bytes", "missing_bytes"})
+INT_KEYS = frozenset(
+    {"pid", "tid", "source_port", "dest_port", "bytes", "status_code", "body_bytes", "missing_bytes", "unknown_fields"}
+)
 NUMBER_KEYS = frozenset({"ttfb_ms", "duration_ms"})
 OBJECT_KEYS = frozenset(
     {"headers", "trailers", "tls", "grpc", "websocket", "source_container", "destination_container"}
@@ -40,7 +42,7 @@ ARRAY_KEYS = frozenset({"redacted"})
 
 ALWAYS = (
     "timestamp", "pid", "tid", "comm", "cmdline", "direction", "role", "bytes", "protocol",
-    "body_bytes", "raw_payload", "connection", "exchange", "completeness",
+    "body_bytes", "connection", "exchange", "completeness",
 )  # fmt: skip
 ADDRESS = ("source_ip", "source_port", "dest_ip", "dest_port")
 
@@ -138,7 +140,14 @@ def _validate_shape(record: Record, *, unix: bool, hop: bool) -> None:
         required += ADDRESS
     if hop:
         required.append("hop")
-    required += ["method", "url"] if is_request(record) else ["status_code", "ttfb_ms", "duration_ms"]
+    if record["protocol"] != "HTTP/2":  # whose heads are no text on the stream
+        required.append("raw_payload")
+    required += ["method", "url"] if is_request(record) else ["status_code"]
+    if "unknown_fields" in record:
+        assert record["protocol"] == "HTTP/2" and record["completeness"] in ("partial", "gap", "open"), brief(record)
+        required = [key for key in required if key not in ("url", "status_code")]
+    if not is_request(record) and record["completeness"] != "open":
+        required += ["ttfb_ms", "duration_ms"]
     missing = [key for key in required if key not in record]
     assert not missing, f"keys missing: {missing} in {brief(record)}: {record}"
     assert ("method" in record) != ("status_code" in record), f"both or neither of request and response: {record}"
@@ -193,6 +202,9 @@ def _validate_completeness(record: Record, body_limit_bytes: int) -> None:
 
 def _validate_payload(record: Record) -> None:
     """``raw_payload`` against the rest: the head read again, the lengths added up."""
+    if record["protocol"] == "HTTP/2":
+        _validate_frames(record)
+        return
     if record.get("redacted") or record["completeness"] == "partial":
         return
     head, blank, rest = record["raw_payload"].partition("\r\n\r\n")
@@ -222,6 +234,27 @@ def _validate_payload(record: Record) -> None:
         assert record["bytes"] > head_bytes + body_bytes, f"no room for the framing of chunks: {brief(record)}"
 
 
+FRAME_HEADER_BYTES = 9
+"""RFC 9113, section 4.1."""
+
+
+def _validate_frames(record: Record) -> None:
+    """What RFC 9113, section 8, says of every message, and the frames that its body needs at least."""
+    assert "raw_payload" not in record, brief(record)
+    names = list(record.get("headers", {}))
+    regular = [name for name in names if not name.startswith(":")]
+    assert regular == [name.lower() for name in regular], f"names in capitals: {names}"
+    pseudo = names[: len(names) - len(regular)]
+    assert not [name for name in names[len(pseudo) :] if name.startswith(":")], f"a pseudo field behind others: {names}"
+    if not is_request(record):
+        assert pseudo == [], f"pseudo fields of a response are its status alone: {brief(record)}: {names}"
+    elif record["method"] != "CONNECT":
+        assert set(pseudo) <= {":scheme", ":authority"}, f"{brief(record)}: {names}"
+        assert ":scheme" in pseudo or "unknown_fields" in record, f"{brief(record)}: {names}"
+    data = record["body_bytes"] + FRAME_HEADER_BYTES if record["body_bytes"] else 0
+    assert record["bytes"] > FRAME_HEADER_BYTES + data, f"no room for the frames: {brief(record)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One request and what answered it, on one side."""
@@ -244,8 +277,10 @@ def exchanges(records: Iterable[Record], role: Role) -> list[Exchange]:
     found = []
     for name, group in grouped.items():
         requests = [record for record in group if is_request(record)]
-        interim = tuple(record for record in group if is_interim(record))
-        finals = [record for record in group if not is_request(record) and not is_interim(record)]
+        # A switch to HTTP/2 is answered there (RFC 7540, 3.2): then its 101 is no final response.
+        switched = [r for r in group if r.get("status_code") == 101 and any(o["protocol"] == "HTTP/2" for o in group)]
+        interim = tuple(r for r in group if is_interim(r) or r in switched)
+        finals = [r for r in group if not is_request(r) and r not in interim]
         assert len(requests) == 1, f"{len(requests)} requests in exchange {name}: {[brief(r) for r in group]}"
         assert len(finals) == 1, f"{len(finals)} final responses in exchange {name}: {[brief(r) for r in group]}"
         request, response = requests[0], finals[0]

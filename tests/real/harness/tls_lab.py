@@ -7,6 +7,7 @@ test, fails at the end: a TLS record whose socket was mixed up lands at another 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -21,14 +22,14 @@ QUIET_SECONDS = 0.3
 
 
 class TlsLab:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, allowed_rows: Collection[str] = ()) -> None:
         found: set[int] = set()
         while len(found) < PORTS:
             found.add(free_port())
         self._free = sorted(found)
         self._all = frozenset(found)
         self._told: dict[frozenset[int], int] = {}
-        self.agent = Agent(directory, *port_filters(*self._free))
+        self.agent = Agent(directory, *port_filters(*self._free), allowed_rows=allowed_rows)
 
     def __enter__(self) -> TlsLab:
         self.agent.__enter__()
