@@ -24,6 +24,8 @@ from hpack.exceptions import HPACKDecodingError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
+from netprofiler.protocols.http1 import field_text
+
 DECODED_BYTES_MAX: Final = 256 * 1024
 """Of one block, as RFC 9113, section 10.5.1, counts them (32 bytes a field besides name and value): a byte may stand for
 a field of 4 KiB. As much as a head of HTTP/1 may have."""
@@ -74,19 +76,11 @@ class _MalformedBlock(Exception):
     """What follows cannot be read."""
 
 
-def _text(raw: bytes) -> str:
-    """Header text: UTF-8 where it is that, else as RFC 9110 has it (opaque bytes, shown as Latin-1)."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
 def _make_static_table() -> tuple[_Entry, ...]:
     entries = [_Entry(None, 0, 0)]  # index 0 is none
     for name, value in HeaderTable.STATIC_TABLE:
         size = len(name) + len(value) + ENTRY_OVERHEAD
-        entries.append(_Entry((_text(name), _text(value)), len(name), size))
+        entries.append(_Entry((field_text(name), field_text(value)), len(name), size))
     return tuple(entries)
 
 
@@ -101,7 +95,7 @@ def _decode_huffman(raw: bytes) -> tuple[str, int] | None:
         plain = bytes(decode_huffman(raw))
     except HPACKDecodingError:
         return None
-    return _text(plain), len(plain)
+    return field_text(plain), len(plain)
 
 
 _decode_huffman_once = lru_cache(_CACHED_STRINGS)(_decode_huffman)
@@ -134,7 +128,7 @@ def _string(block: bytes, at: int) -> tuple[tuple[str, int] | None, int]:
         raise _MalformedBlock
     raw = block[at:end]
     if first < 0x80:
-        return (_text(raw), length), end
+        return (field_text(raw), length), end
     if length <= _CACHED_STRING_BYTES:
         return _decode_huffman_once(raw), end
     return _decode_huffman(raw), end

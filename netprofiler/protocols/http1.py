@@ -84,7 +84,7 @@ def looks_like_response(data: bytes) -> bool:
     return data.startswith((b"HTTP/1.1 ", b"HTTP/1.0 "))
 
 
-def _text(raw: bytes) -> str:
+def field_text(raw: bytes) -> str:
     """Header text: UTF-8 where it is that, else as RFC 9110 has it (opaque bytes, shown as Latin-1)."""
     try:
         return raw.decode()
@@ -170,7 +170,7 @@ def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
         raw = _h11_headers(block, is_request, version)
         if raw is None or any(name.lower() in _CHANGED_BY_H11 for name, _ in raw):
             raw = _lenient_headers(block)
-    headers = tuple((_text(name), _text(value)) for name, value in raw)
+    headers = tuple((field_text(name), field_text(value)) for name, value in raw)
     by_name: dict[str, list[str]] = {}
     for name, value in headers:
         by_name.setdefault(name.lower(), []).append(value)
@@ -238,7 +238,7 @@ class HeadParser:
             is_request=True,
             version=version.decode(),
             method=method.decode(),
-            target=_text(target),
+            target=field_text(target),
             status=0,
             reason="",
             fields=fields,
@@ -268,7 +268,7 @@ class HeadParser:
             method="",
             target="",
             status=int(status),
-            reason=_text(reason or b""),
+            reason=field_text(reason or b""),
             fields=fields,
             start_line=data[:line_end].decode("utf-8", "replace"),
             size=len(data),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.real.harness.lab import Lab
 from tests.real.harness.servers import build_go, java_classes
+from tests.real.harness.tls import Certificates, make_certificates
 
 
 @pytest.fixture
@@ -40,3 +41,9 @@ def lab() -> Iterator[Lab]:
     """One agent for the tests of a module; whatever they did not account for fails the last of them."""
     with tempfile.TemporaryDirectory(prefix="np-") as name, Lab(Path(name)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Certificates]:
+    with tempfile.TemporaryDirectory(prefix="np-") as name:
+        yield make_certificates(Path(name))

@@ -10,7 +10,6 @@ import json
 import re
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +21,11 @@ from tests.real.harness import go_programs, servers, tls_servers
 from tests.real.harness.agent import NETPROFILER
 from tests.real.harness.programs import PYTHON, Program, free_port, process_tree, require, wait_until
 from tests.real.harness.text import breakpoints
-from tests.real.harness.tls import NAME, Certificates, build_c, make_certificates
+from tests.real.harness.tls import NAME, Certificates, build_c
 
 pytestmark = pytest.mark.real
 
 Explanation = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
 
 
 def explain(pid: int, *options: str) -> Explanation:

@@ -26,7 +26,7 @@ from tests.real.harness.grpc_calls import (
 )
 from tests.real.harness.http2 import number_of
 from tests.real.harness.programs import Program, run_client, wait_until
-from tests.real.harness.tls import Certificates, make_certificates
+from tests.real.harness.tls import Certificates
 from tests.real.harness.tls_lab import TlsLab
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
@@ -39,12 +39,6 @@ PAIRS = [
     ("go", "go", "plain"),
     ("go", "go", "tls"),
 ]
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,19 +27,13 @@ from tests.real.harness.grpc_calls import (
     write_plan,
 )
 from tests.real.harness.programs import free_port, run_client, wait_until
-from tests.real.harness.tls import Certificates, make_certificates
+from tests.real.harness.tls import Certificates
 from tests.real.harness.truth import pattern
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 COUNT = 23
 METADATA = (("x-tenant", "eleven"), ("x-region", "north"), ("authorization-kind", "none"))
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
 
 
 def calls_of(name: str, count: int) -> list[Call]:

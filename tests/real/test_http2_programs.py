@@ -16,7 +16,8 @@ from tests.real.harness.agent import Agent, port_filters
 from tests.real.harness.checks import brief, exchanges, is_request, validate_record
 from tests.real.harness.http2 import assert_handshakes, assert_same_exchanges, both_sides, probed
 from tests.real.harness.programs import Program, curl_args, free_port, require, run_client
-from tests.real.harness.tls import Certificates, make_certificates, messages
+from tests.real.harness.static_files import document_root, get, static_plan
+from tests.real.harness.tls import Certificates, messages
 from tests.real.harness.tls_lab import TlsLab
 from tests.real.harness.truth import Ask, Truth, agreed, app_plan, pattern
 
@@ -25,46 +26,15 @@ pytestmark = pytest.mark.real
 COUNT = 23
 SIDES = 4
 """Records of one exchange between two programs of this host."""
-STATIC_SIZES = (0, 1, 17, 100, 1000, 4095, 4096, 4097, 10_000, 65_536, 200_000)
 TIMEOUT_SECONDS = 600
 """The first run of all builds the Go programs."""
 WAYS = ["plain", "tls"]
 
 
 @pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
-
-
-@pytest.fixture(scope="module")
 def lab() -> Iterator[TlsLab]:
     with tempfile.TemporaryDirectory(prefix="np-") as name, TlsLab(Path(name)) as opened:
         yield opened
-
-
-def document_root(directory: Path) -> Path:
-    root = directory / "root"
-    (root / "f").mkdir(parents=True)
-    root.chmod(0o755)
-    for size in STATIC_SIZES:
-        (root / "f" / str(size)).write_bytes(pattern(size, f"/f/{size}"))
-    return root
-
-
-def get(size: int, query: str = "") -> Ask:
-    return Ask("GET", f"/f/{size}{query}", 200, pattern(size, f"/f/{size}"))
-
-
-def static_plan() -> list[Ask]:
-    """23 exchanges with files below /f/."""
-    plan = [get(size) for size in STATIC_SIZES]
-    plan += [get(size, "?again") for size in (0, 100, 4096, 65_536)]
-    plan += [get(100, "?q=a%20b&c=%C3%A9")]
-    plan += [Ask("HEAD", "/f/1000", 200, b""), Ask("HEAD", "/f/200000?x", 200, b""), Ask("HEAD", "/missing", 404, b"")]
-    plan += [Ask("GET", f"/missing?{n}", 404) for n in range(4)]
-    assert len(plan) == COUNT
-    return plan[::3] + plan[1::3] + plan[2::3]
 
 
 # ---- agents of their own: h2load's records are many, interim and partial ones would be among the others' ----

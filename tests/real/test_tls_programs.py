@@ -19,6 +19,7 @@ import pytest
 from tests.real.harness import servers, tls_servers
 from tests.real.harness.checks import Exchange, Record, assert_equal_to_truth, assert_hops, assert_only
 from tests.real.harness.programs import PYTHON, SCRIPTS, Finished, Program, curl_args, require, run_client
+from tests.real.harness.static_files import document_root, get, static_plan
 from tests.real.harness.tls import (
     NAME,
     Certificates,
@@ -26,7 +27,6 @@ from tests.real.harness.tls import (
     assert_tls,
     build_c,
     iana,
-    make_certificates,
     messages,
     negotiated,
     one_story,
@@ -42,43 +42,12 @@ SIDES = 4
 """Records of one exchange between two programs of this host."""
 ANALYSIS_SECONDS = 2.0
 """What the agent has to see, analyse and attach an executable of 100 MB in; libraries in the linker's cache are attached before."""
-STATIC_SIZES = (0, 1, 17, 100, 1000, 4095, 4096, 4097, 10_000, 65_536, 200_000)
 
 
 @pytest.fixture(scope="module")
 def tls_lab() -> Iterator[TlsLab]:
     with tempfile.TemporaryDirectory(prefix="np-") as name, TlsLab(Path(name)) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
-
-
-def document_root(directory: Path) -> Path:
-    root = directory / "root"
-    (root / "f").mkdir(parents=True)
-    root.chmod(0o755)
-    for size in STATIC_SIZES:
-        (root / "f" / str(size)).write_bytes(pattern(size, f"/f/{size}"))
-    return root
-
-
-def get(size: int, query: str = "") -> Ask:
-    return Ask("GET", f"/f/{size}{query}", 200, pattern(size, f"/f/{size}"))
-
-
-def static_plan() -> list[Ask]:
-    """23 exchanges for nginx and Apache with files below /f/; none of them writes."""
-    plan = [get(size) for size in STATIC_SIZES]
-    plan += [get(size, "?again") for size in (0, 100, 4096, 65_536)]
-    plan += [get(100, "?q=a%20b&c=%C3%A9")]
-    plan += [Ask("HEAD", "/f/1000", 200, b""), Ask("HEAD", "/f/200000?x", 200, b""), Ask("HEAD", "/missing", 404, b"")]
-    plan += [Ask("GET", f"/missing?{n}", 404) for n in range(4)]
-    assert len(plan) == COUNT
-    return plan[::3] + plan[1::3] + plan[2::3]
 
 
 def write_plan(directory: Path, asks: Sequence[Ask]) -> Path:

@@ -47,7 +47,6 @@ from tests.real.harness.tls import (
     Negotiated,
     assert_tls,
     build_c,
-    make_certificates,
     messages,
     negotiated,
     one_story,
@@ -70,12 +69,6 @@ CLOSED_BY_NOTIFY = ["6"]
 def tls_lab() -> Iterator[TlsLab]:
     with tempfile.TemporaryDirectory(prefix="np-") as name, TlsLab(Path(name)) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 from tests.real.harness import websocket
 from tests.real.harness.checks import Role, header
 from tests.real.harness.programs import PYTHON, SCRIPTS, Program, require, run_client, wait_until
-from tests.real.harness.tls import NAME, Certificates, make_certificates, negotiated
+from tests.real.harness.tls import NAME, Certificates, negotiated
 from tests.real.harness.tls_lab import TlsLab
 from tests.real.harness.websocket import CLOSE, Part, Stream, Talk, assert_side, pings, planned, talk_of
 
@@ -35,12 +35,6 @@ NODE_WS = Path("/usr/share/nodejs/ws")
 def lab() -> Iterator[TlsLab]:
     with tempfile.TemporaryDirectory(prefix="np-") as name, TlsLab(Path(name)) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory(prefix="np-") as name:
-        yield make_certificates(Path(name))
 
 
 @pytest.fixture(scope="module")
