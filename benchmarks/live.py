@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -416,42 +417,56 @@ def life(setting: Setting, plan: Plan) -> Section:
     section = Section(
         "Start, idle, end",
         f"{plan.starts} times, with nothing to watch. Start: from exec to the line `ready`; end: from SIGINT until the "
-        "process is gone. Idle CPU over two seconds.",
-        ("", "median (min..max)"),
+        "process is gone. Idle CPU over two seconds. A first start compiles the programs, a later one has them.",
+        ("", "first start", "a later one"),
     )
-    ready: list[float] = []
-    stop: list[float] = []
-    memories: list[host.Memory] = []
-    idle: list[float] = []
+    first, later = Starts(), Starts()
     for _ in range(plan.starts):
-        try:
-            agent = Agent(setting.executable, setting.directory)
-        except ProgramError as error:
-            section.notes.append(f"**Failed**: {error}")
-            continue
-        begin = time.monotonic()
-        before = host.cpu_us(agent.pid) or 0
-        time.sleep(2)
-        idle.append(((host.cpu_us(agent.pid) or 0) - before) / ((time.monotonic() - begin) * 1e4))
-        memory = host.memory(agent.pid)
-        agent.stop()
-        ready.append(agent.ready_seconds)
-        stop.append(agent.stop_seconds)
-        if memory is not None:
-            memories.append(memory)
-        if agent.exit_status:
-            section.notes.append(f"**Failed**: exit status {agent.exit_status}")
-        agent.discard()
+        with tempfile.TemporaryDirectory(prefix="np-") as empty:
+            _start(setting, section, first, Path(empty))
+        _start(setting, section, later, None)
+    both = (first, later)
     section.rows = [
-        ("start to `ready`, s", text(spread(ready))),
-        ("SIGINT to exit, s", text(spread(stop))),
-        ("idle CPU, % of a core", text(spread(idle))),
-        ("RSS, MiB", text(spread(m.resident / 1024 for m in memories), 1)),
-        ("of it anonymous, MiB", text(spread(m.anonymous / 1024 for m in memories), 1)),
-        ("PSS, MiB", text(spread(m.proportional / 1024 for m in memories), 1)),
+        ("start to `ready`, s", *(text(spread(each.ready)) for each in both)),
+        ("SIGINT to exit, s", *(text(spread(each.stop)) for each in both)),
+        ("idle CPU, % of a core", *(text(spread(each.idle)) for each in both)),
+        ("RSS, MiB", *(text(spread(m.resident / 1024 for m in each.memories), 1) for each in both)),
+        ("of it anonymous, MiB", *(text(spread(m.anonymous / 1024 for m in each.memories), 1) for each in both)),
+        ("PSS, MiB", *(text(spread(m.proportional / 1024 for m in each.memories), 1) for each in both)),
     ]
-    section.data = {"ready": ready, "stop": stop, "idle": idle, "memory": [asdict(m) for m in memories]}
+    section.data = {"first": asdict(first), "later": asdict(later)}
     return section
+
+
+@dataclass(slots=True)
+class Starts:
+    """What some starts of the agent took."""
+
+    ready: list[float] = field(default_factory=list)
+    stop: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
+    memories: list[host.Memory] = field(default_factory=list)
+
+
+def _start(setting: Setting, section: Section, seen: Starts, cache: Path | None) -> None:
+    try:
+        agent = Agent(setting.executable, setting.directory, cache=cache)
+    except ProgramError as error:
+        section.notes.append(f"**Failed**: {error}")
+        return
+    begin = time.monotonic()
+    before = host.cpu_us(agent.pid) or 0
+    time.sleep(2)
+    seen.idle.append(((host.cpu_us(agent.pid) or 0) - before) / ((time.monotonic() - begin) * 1e4))
+    memory = host.memory(agent.pid)
+    agent.stop()
+    seen.ready.append(agent.ready_seconds)
+    seen.stop.append(agent.stop_seconds)
+    if memory is not None:
+        seen.memories.append(memory)
+    if agent.exit_status:
+        section.notes.append(f"**Failed**: exit status {agent.exit_status}")
+    agent.discard()
 
 
 def idle_connections(setting: Setting, plan: Plan) -> Section:

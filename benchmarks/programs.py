@@ -58,7 +58,11 @@ def end(process: subprocess.Popen[Any], number: int = signal.SIGTERM, seconds: f
 class Agent:
     """`netprofiler --output F --ledger L ARGUMENTS`, up and running, until `stop()`."""
 
-    def __init__(self, executable: str, directory: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, executable: str, directory: Path, arguments: Sequence[str] = (), cache: Path | None = None
+    ) -> None:
+        """`cache`: where it looks for compiled programs, instead of in its usual place."""
+        environment = {**os.environ, "CACHE_DIRECTORY": str(cache)} if cache is not None else None
         self.log = directory / "http.log"
         self._ledger = directory / "ledger.json"
         self._errors = directory / "stderr"
@@ -70,7 +74,9 @@ class Agent:
         command = [executable, *output, "--ledger", str(self._ledger), *arguments]
         begin = time.monotonic()
         with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment
+            )
         while not any(line.startswith("ready") for line in self.messages()):
             if self._process.poll() is not None or time.monotonic() - begin > READY_SECONDS:
                 end(self._process, signal.SIGKILL)
