@@ -183,6 +183,7 @@ struct tls_layout {
 	s16 server;
 	s64 conn_type_from_write;
 	s64 conn_type_from_read;
+	s64 conn_type_from_handshake;
 	s32 conn_itab_type;
 	s32 descriptor;
 	u64 attached_ns; /* 0: not yet */
@@ -221,7 +222,8 @@ struct tls_session_id {
 };
 struct tls_session {
 	u64 socket;
-	u64 random; /* of the client's hello, its first 8 bytes, by which a reused address is noticed; 0: not known */
+	u64 random; /* of the client's hello, its first 8 bytes, by which a reused address is noticed; 0: not known. Go: of the
+		       process (tls.h) */
 	u8 missed; /* plaintext was seen before the socket was known */
 	u8 committed; /* GnuTLS: what a repeated call will report as sent has been accounted for */
 	u8 reserved[6];

@@ -18,6 +18,7 @@ static u64 (*get_attach_cookie)(void *) = (void *)174; /* BPF_FUNC_get_attach_co
 #define PURPOSE_GO_DECRYPTED 6
 #define PURPOSE_GO_READ_CALL 7
 #define PURPOSE_GO_READ_RETURN 8
+#define PURPOSE_GO_HANDSHAKE 9
 
 #define TLS_CALL_WRITE 1
 #define TLS_CALL_READ 2
@@ -30,7 +31,10 @@ static u64 (*get_attach_cookie)(void *) = (void *)174; /* BPF_FUNC_get_attach_co
 #define RESULT_POINTER 3
 #define RESULT_AX_LONG 4
 
+#define HANDSHAKE 22
 #define APPLICATION_DATA 23
+#define CLIENT_HELLO 1
+#define SERVER_HELLO 2
 #define BIO_TYPE_SOCKET 0x505
 #define BIO_TYPE_MEMORY 0x401 /* Node's and Apache's own as well */
 #define GNUTLS_E_INTERRUPTED -52
@@ -57,6 +61,7 @@ struct plaintext {
 	u64 buffer;
 	u64 length;
 	u64 ended; /* number of the socket whose plaintext the peer has ended */
+	struct connection *connection; /* of `inode`, where it was looked up already */
 	u32 count; /* KIND_VECTOR: how many segments */
 	u8 named; /* nothing of it was missed: its position means something */
 	u8 direction;
@@ -232,28 +237,44 @@ static __always_inline u64 go_socket(const struct probe_hit *hit, u64 conn, s64 
 	return socket_of_descriptor(hit, read_user_u32(descriptor_at + hit->layout->descriptor));
 }
 
-/* Go, another net.Conn: by the system calls of the goroutine, once they were seen. */
-static __always_inline u64 go_session_socket(const struct probe_hit *hit, u64 conn, u64 inside, u8 *named) {
+/* Go has no random to tell a session by; this tells a process from one that has its pid, or has had it before an exec. */
+static __always_inline u64 identity_of_process(const struct probe_hit *hit) {
+	void *leader = (void *)LOAD_U64(hit->task, OFFSET_task_struct__group_leader);
+
+	return LOAD_U64(leader, OFFSET_task_struct__start_boottime) +
+	       LOAD_U64(leader, OFFSET_task_struct__self_exec_id);
+}
+
+static __always_inline void go_remember(const struct probe_hit *hit, u64 conn, u64 inode) {
 	struct tls_session_id id = {.session = conn, .pid = hit->pid};
-	struct tls_session fresh = {}, *known = tls_sessions.lookup(&id);
+	struct tls_session fresh = {.socket = inode, .random = identity_of_process(hit)};
+
+	tls_sessions.update(&id, &fresh);
+}
+
+/* What was remembered of this conn: until its hello, where GO_HANDSHAKE is, for then no conn begins unseen. */
+static __always_inline u64 go_remembered(const struct probe_hit *hit, u64 conn) {
+	struct tls_session_id id = {.session = conn, .pid = hit->pid};
+	struct tls_session *known = tls_sessions.lookup(&id);
+
+	return known && known->random == identity_of_process(hit) ? known->socket : 0;
+}
+
+/* Go, another net.Conn: the socket that its handshake was on, or that of the system calls `inside` of this read. */
+static __always_inline u64 go_session_socket(const struct probe_hit *hit, u64 conn, u64 inside, u8 *named) {
+	u64 known = go_remembered(hit, conn);
 
 	if (inside && inside != NO_SOCKET) {
-		if (!known || known->socket != inside) {
-			fresh.socket = inside;
-			fresh.missed = known && !known->socket && known->missed;
-			*named = !fresh.missed;
-			tls_sessions.update(&id, &fresh);
-		} else {
-			*named = !known->missed;
-		}
+		if (known != inside)
+			go_remember(hit, conn, inside);
 		count_found(FOUND_CALL);
 		return inside;
 	}
-	if (known && known->socket && connections.lookup(&known->socket)) {
-		*named = !known->missed;
+	if (known && connections.lookup(&known)) {
 		count_found(FOUND_SESSION);
-		return known->socket;
+		return known;
 	}
+	count_found(FOUND_NOT);
 	*named = 0;
 	return 0;
 }
@@ -311,7 +332,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 
 	if (length > 0x7fffffff)
 		return;
-	connection = connections.lookup(&inside);
+	connection = plaintext->connection ? plaintext->connection : connections.lookup(&inside);
 	first = !connection;
 	if (first)
 		connection = remember_plaintext(hit, inside, plaintext->inode, plaintext->named);
@@ -529,8 +550,9 @@ static __always_inline void on_leave(const struct probe_hit *hit, struct plainte
 	plaintext->length = length;
 }
 
-static __always_inline void on_free(const struct probe_hit *hit) {
-	struct tls_session_id id = {.session = hit->registers.first, .pid = hit->pid};
+/* The session is gone: its address may become that of another one. */
+static __always_inline void forget_session(const struct probe_hit *hit, u64 session) {
+	struct tls_session_id id = {.session = session, .pid = hit->pid};
 	u64 unknown = socket_number(hit, id.session, 0);
 	struct connection *connection = connections.lookup(&unknown);
 
@@ -583,11 +605,101 @@ static __always_inline void go_received(const struct probe_hit *hit, struct plai
 	plaintext->inode = call->frames[0].socket;
 	plaintext->buffer = buffer ? buffer : call->frames[0].buffer;
 	plaintext->length = length;
-	plaintext->direction = DIRECTION_RECV;
 	if (call->frames[0].call == GO_DESCRIPTOR)
 		count_found(FOUND_DESCRIPTOR);
 	else
 		plaintext->inode = go_session_socket(hit, plaintext->session, plaintext->inode, &plaintext->named);
+}
+
+/* A record of the handshake. With a hello a session begins: what is known of the conn's address is of another one, unless the
+ * system calls tell. Nothing is read ahead before the first record, so it came by those that the goroutine has made since it
+ * began to read this message. A socket whose plaintext is read already is that of a TLS outside of this one. */
+static __always_inline void go_hello(const struct probe_hit *hit, u64 conn, u64 inode, u64 message, u64 length) {
+	struct tls_caller caller = {.id = hit->registers.goroutine, .pid = hit->pid};
+	struct connection *outside;
+	struct tls_call *call;
+	u64 inside;
+	u8 head[6] = {}; /* type, length (3 bytes), version */
+
+	if (length < sizeof(head) || copy_from_user(head, sizeof(head), (void *)message))
+		return;
+	if ((head[0] != CLIENT_HELLO && head[0] != SERVER_HELLO) || head[1] || head[4] != 3)
+		return;
+	forget_session(hit, conn);
+	call = inode ? 0 : tls_calls.lookup(&caller);
+	if (call && call->depth && call->frames[0].session == conn) {
+		call->depth = 0;
+		inside = call->frames[0].socket;
+		outside = connections.lookup(&inside);
+		if (outside && !outside->library && is_tls_socket(inside))
+			go_remember(hit, conn, inside);
+	}
+}
+
+static __always_inline void on_go(const struct probe_hit *hit, struct plaintext *plaintext) {
+	const struct probe_registers *registers = &hit->registers;
+	u64 conn = registers->go[0], buffer = registers->go[1], length = 0;
+	s64 type = hit->layout->conn_type_from_read;
+
+	plaintext->direction = DIRECTION_RECV;
+	switch (hit->purpose) {
+	case PURPOSE_GO_WRITE:
+		plaintext->direction = DIRECTION_SEND;
+		type = hit->layout->conn_type_from_write;
+		length = registers->go[2];
+		if (!length)
+			return;
+		break;
+	case PURPOSE_GO_HANDSHAKE:
+		type = hit->layout->conn_type_from_handshake;
+		break;
+	case PURPOSE_GO_DECRYPTED:
+		buffer = registers->go[0];
+		if ((u8)registers->go[3] == APPLICATION_DATA && !registers->go[4])
+			length = registers->go[1];
+		if (!hit->displacement) {
+			go_received(hit, plaintext, buffer, length);
+			return;
+		}
+		if (!length && ((u8)registers->go[3] != HANDSHAKE || registers->go[4]))
+			return;
+		conn = read_user_u64(registers->stack + hit->displacement);
+		if (!conn)
+			return;
+		break;
+	case PURPOSE_GO_READ_RETURN:
+		go_received(hit, plaintext, 0, (s64)registers->go[0] > 0 ? registers->go[0] : 0);
+		return;
+	}
+	plaintext->session = conn;
+	plaintext->buffer = buffer;
+	plaintext->length = length;
+	if (length && hit->layout->conn_type_from_handshake) {
+		u64 known = go_remembered(hit, conn), inside = known | SOCKET_TLS;
+
+		/* It goes when the socket does. */
+		plaintext->connection = known ? connections.lookup(&inside) : 0;
+		if (plaintext->connection) {
+			count_found(FOUND_SESSION);
+			plaintext->inode = known;
+			return;
+		}
+	}
+	plaintext->inode = go_socket(hit, conn, type);
+	if (hit->purpose == PURPOSE_GO_HANDSHAKE) {
+		if (!plaintext->inode)
+			go_enter(hit, conn, 0, 0);
+	} else if (hit->purpose == PURPOSE_GO_READ || hit->purpose == PURPOSE_GO_READ_CALL) {
+		go_enter(hit, conn, plaintext->inode, hit->purpose == PURPOSE_GO_READ ? 0 : buffer);
+	} else if (!length) {
+		go_hello(hit, conn, plaintext->inode, buffer, registers->go[1]);
+	} else if (plaintext->inode) {
+		count_found(FOUND_DESCRIPTOR);
+		if (hit->layout->conn_type_from_handshake)
+			go_remember(hit, conn, plaintext->inode);
+	} else {
+		plaintext->inode = go_session_socket(hit, conn, 0, &plaintext->named);
+	}
 }
 
 /* --- the program ---------------------------------------------------------------------------------------------------- */
@@ -595,7 +707,7 @@ static __always_inline void go_received(const struct probe_hit *hit, struct plai
 int on_probe(struct pt_regs *ctx) {
 	struct probe_hit hit = {};
 	struct plaintext plaintext = {.kind = KIND_BUFFER, .named = 1};
-	u64 cookie = get_attach_cookie(ctx), thread = bpf_get_current_pid_tgid(), length = 0;
+	u64 cookie = get_attach_cookie(ctx), thread = bpf_get_current_pid_tgid();
 	u32 index = cookie >> 48;
 
 	read_probe_registers(&hit.registers, ctx);
@@ -624,37 +736,10 @@ int on_probe(struct pt_regs *ctx) {
 		on_leave(&hit, &plaintext);
 		break;
 	case PURPOSE_FREE:
-		on_free(&hit);
+		forget_session(&hit, hit.registers.first);
 		return 0;
-	case PURPOSE_GO_WRITE:
-	case PURPOSE_GO_READ:
-	case PURPOSE_GO_READ_CALL:
-		plaintext.session = hit.registers.go[0];
-		plaintext.inode = go_socket(&hit, plaintext.session,
-					    hit.purpose == PURPOSE_GO_WRITE ? hit.layout->conn_type_from_write
-									    : hit.layout->conn_type_from_read);
-		if (hit.purpose != PURPOSE_GO_WRITE) {
-			go_enter(&hit, plaintext.session, plaintext.inode,
-				 hit.purpose == PURPOSE_GO_READ_CALL ? hit.registers.go[1] : 0);
-			return 0;
-		}
-		if (plaintext.inode)
-			count_found(FOUND_DESCRIPTOR);
-		else
-			plaintext.inode = go_session_socket(&hit, plaintext.session, 0, &plaintext.named);
-		plaintext.buffer = hit.registers.go[1];
-		plaintext.length = hit.registers.go[2];
-		plaintext.direction = DIRECTION_SEND;
-		break;
-	case PURPOSE_GO_DECRYPTED:
-		if ((u8)hit.registers.go[3] == APPLICATION_DATA && !hit.registers.go[4])
-			length = hit.registers.go[1];
-		go_received(&hit, &plaintext, hit.registers.go[0], length);
-		break;
-	case PURPOSE_GO_READ_RETURN:
-		if ((s64)hit.registers.go[0] > 0)
-			length = hit.registers.go[0];
-		go_received(&hit, &plaintext, 0, length);
+	default:
+		on_go(&hit, &plaintext);
 		break;
 	}
 	if (plaintext.length)

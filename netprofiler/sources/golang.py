@@ -5,11 +5,12 @@ are found by the table that the Go runtime itself walks its stacks with (pclntab
 each site is disassembled. A site is an instruction that the kernel emulates, on which the values are still where the calling
 convention has them (ABIInternal, since Go 1.17), and which runs once a call, whatever the stack does:
 
-1. (*Conn).Write, and readRecordOrCCS, which reads a record: the `push %rbp` behind the check of the stack's size, after which
-   a function begins anew. Before Go 1.21 there is none: there it is the first jump, into Write's loop, or on c.in.err.
-2. The plaintext of a record: the jump on the error that (*halfConn).decrypt returned. Type and data are the inner ones,
-   without padding (RFC 8446, section 5.4), because decrypt strips both; a record that is dropped is read anew by a call of
-   readRecordOrCCS of its own, so each record passes here once.
+1. (*Conn).Write, and readHandshake, which reads a message of the handshake: the `push %rbp` behind the check of the stack's
+   size, after which a function begins anew. Before Go 1.21 there is none: there it is the first jump.
+2. The plaintext of a record, in readRecordOrCCS: the jump on the error that (*halfConn).decrypt returned. Type and data are the
+   inner ones, without padding (RFC 8446, section 5.4), because decrypt strips both; a record that is dropped is read anew by a
+   call of readRecordOrCCS of its own, so each record passes here once. The conn is no longer in a register there, but on the
+   stack: the function has put its first argument into the place that its caller keeps for it (`spilled_argument`).
 
 Where a function does not look like that, the next best instruction is taken, and a note says so. Never a uretprobe: Go
 moves its stacks. Time and memory are bounded by the constants below, however large the file says that its tables are.
@@ -20,9 +21,10 @@ from __future__ import annotations
 import bisect
 import itertools
 import mmap
+import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import capstone
@@ -49,6 +51,8 @@ _SITES_MAX: Final = 64
 _ADDRESS_MAX: Final = 1 << 47
 """Of user space."""
 _DYNAMIC_MAX: Final = 256
+_DISPLACEMENT_MAX: Final = 32_767
+"""From SP, as a probe's cookie holds it; the frame of readRecordOrCCS has less than 1 KiB."""
 _FIELDS_MAX: Final = 64
 """Of a struct; net.netFD and poll.FD have a dozen."""
 _VERSION_MAX: Final = 64
@@ -56,6 +60,7 @@ _VERSION_MAX: Final = 64
 _WRITE: Final = "crypto/tls.(*Conn).Write"
 _READ: Final = "crypto/tls.(*Conn).Read"
 _READ_RECORD: Final = "crypto/tls.(*Conn).readRecordOrCCS"
+_READ_HANDSHAKE: Final = "crypto/tls.(*Conn).readHandshake"
 _DECRYPT: Final = "crypto/tls.(*halfConn).decrypt"
 
 _BUILD_INFO: Final = b"\xff Go buildinf:"
@@ -102,6 +107,12 @@ _CX: Final = _registers("RCX", "ECX", "CX", "CL", "CH")
 _DI: Final = _registers("RDI", "EDI", "DI", "DIL")
 _SI: Final = _registers("RSI", "ESI", "SI", "SIL")
 _G: Final = _registers("R14", "R14D", "R14W", "R14B")
+
+_ON_STACK: Final = re.compile(r"(?:(\w+) ptr )?\[rsp \+ (0x[0-9a-f]+|\d)\]")
+"""An operand: how wide, and the distance from SP."""
+_WIDTHS: Final = {"byte": 1, "word": 2, "dword": 4, "qword": 8, "xmmword": 16, "ymmword": 32, "zmmword": 64}
+_NUMBER_TO_STACK_POINTER: Final = re.compile(r"rsp, (-?)(0x[0-9a-f]+|\d)")
+_MOVES_STACK_POINTER: Final = frozenset({"push", "pop", "pushfq", "popfq", "enter", "leave"})
 
 
 class _Damaged(Exception):
@@ -501,16 +512,21 @@ def _analyse(elf: _Elf, tables: _Tables, version: str) -> Finding:
         notes.append(f"sockets are found by the system calls inside reads and writes: {error}")
 
     def distance(*purposes: Purpose) -> int:
-        site = next((probe for probe in probes if probe.purpose in purposes), None)
+        site = next((probe for probe in probes if probe.purpose in purposes and _has_conn(probe)), None)
         return kind - elf.address(site.offset) if kind and site else 0
 
     layout = Layout(
         Library.GO,
         conn_type_from_write=distance(Purpose.GO_WRITE),
-        conn_type_from_read=distance(Purpose.GO_READ, Purpose.GO_READ_CALL),
+        conn_type_from_read=distance(Purpose.GO_DECRYPTED, Purpose.GO_READ, Purpose.GO_READ_CALL),
+        conn_type_from_handshake=distance(Purpose.GO_HANDSHAKE),
         descriptor=descriptor,
     )
     return Finding(Library.GO, version, tuple(probes), layout, tuple(notes))
+
+
+def _has_conn(probe: Probe) -> bool:
+    return probe.purpose is not Purpose.GO_DECRYPTED or probe.displacement != 0
 
 
 def _read_probes(elf: _Elf, tables: _Tables, notes: list[str]) -> Iterator[Probe]:
@@ -518,6 +534,15 @@ def _read_probes(elf: _Elf, tables: _Tables, notes: list[str]) -> Iterator[Probe
     if record is not None and decrypt is not None:
         decrypted = list(_decrypted_probes(elf, record, decrypt, notes))
         if decrypted:
+            handshake = tables.function(_READ_HANDSHAKE)
+            place = _Code(elf, record).spilled_argument(elf.address(decrypted[0].offset))
+            if handshake is not None and 0 < place <= _DISPLACEMENT_MAX and len(decrypted) == 1:
+                yield _entry_probe(elf, handshake, Purpose.GO_HANDSHAKE, (_AX, _G), notes)
+                yield replace(decrypted[0], displacement=place)
+                return
+            notes.append(
+                f"{_READ_RECORD} is probed at its beginning too: it was not found where it keeps the connection"
+            )
             yield _entry_probe(elf, record, Purpose.GO_READ, (_AX, _G), notes)
             yield from decrypted
             return
@@ -581,7 +606,7 @@ class _Code:
         self._operands: list[str] = []
         self._ends: dict[int, int] = {}
         self._calls: list[tuple[int, int]] = []
-        targets = set()
+        self._jumps: dict[int, int] = {}
         for address, size, mnemonic, operands in _DISASSEMBLER.disasm_lite(self._bytes, function.address):
             self._addresses.append(address)
             self._mnemonics.append(mnemonic)
@@ -591,10 +616,10 @@ class _Code:
                 if mnemonic == "call":
                     self._calls.append((address, int(operands, 16)))
                 elif mnemonic[0] == "j":
-                    targets.add(int(operands, 16))
+                    self._jumps[address] = int(operands, 16)
         if not self._addresses or self._ends[self._addresses[-1]] < function.address + function.size:
             raise _Damaged(f"{function.name} cannot be disassembled")
-        self._targets = sorted(targets)
+        self._targets = sorted(set(self._jumps.values()))
 
     def behind_stack_check(self) -> int:
         """Address behind the jump to runtime.morestack, which leads to the entry again. The goroutine is in R14 since arguments
@@ -630,6 +655,88 @@ class _Code:
             if mnemonic[0] == "j" or mnemonic in ("call", "ret"):
                 break
         return -1
+
+    def spilled_argument(self, site: int) -> int:
+        """Distance from SP, at `site`, of the function's first argument; -1: not proven.
+
+        The caller keeps a place for it above the return address (cmd/compile/abi-internal.md, "spill space"). It is there if
+        `site` is reached only by way of an instruction that puts RAX there as it was at the entry, nothing else writes there,
+        and SP is the same all over the function, but for where it returns.
+        """
+        start = self.behind_stack_check()
+        frame = 0
+        for address, mnemonic in self._from(start):
+            operands = self._operands[bisect.bisect_left(self._addresses, address)]
+            place = frame + 8
+            if mnemonic == "mov" and operands == f"qword ptr [rsp + {place:#x}], rax":
+                break
+            if mnemonic == "push":
+                frame += 8
+            elif mnemonic in ("sub", "add") and (number := _NUMBER_TO_STACK_POINTER.fullmatch(operands)):
+                frame += int(number[2], 16) * (1 if (mnemonic == "add") == (number[1] == "-") else -1)
+            elif self._moves_stack_pointer(mnemonic, operands) or mnemonic in ("call", "jmp", "ret"):
+                return -1
+        else:
+            return -1
+        proven = (
+            not self._is_target(start, address)
+            and not self._writes(start, address, (_AX,))
+            and self._is_fixed_behind(address, place)
+            and not self._is_reached(site, without=address)
+        )
+        return place if proven else -1
+
+    @staticmethod
+    def _moves_stack_pointer(mnemonic: str, operands: str) -> bool:
+        return (
+            mnemonic in _MOVES_STACK_POINTER
+            or operands.startswith(("rsp", "esp", "sp,"))
+            or (mnemonic == "xchg" and operands.endswith(" rsp"))
+        )
+
+    def _is_fixed_behind(self, store: int, place: int) -> bool:
+        """Behind `store`, does SP change only on the way to a `ret`, and is the word at `place` from it only read?"""
+        first = bisect.bisect_right(self._addresses, store)
+        returns = True  # what comes next may be behind the function
+        for index in range(len(self._addresses) - 1, first - 1, -1):
+            mnemonic, operands = self._mnemonics[index], self._operands[index]
+            if self._moves_stack_pointer(mnemonic, operands):
+                if not returns:
+                    return False
+            elif mnemonic != "nop":
+                returns = mnemonic == "ret"
+            if "[rbp" in operands:
+                return False
+            accessed = _ON_STACK.search(operands)
+            if accessed is None:
+                continue
+            at = int(accessed[2], 16)
+            if (
+                at < place + 8
+                and at + _WIDTHS.get(accessed[1] or "", 1) > place
+                and (mnemonic != "mov" or accessed.end() < len(operands))
+            ):
+                return False
+        return True
+
+    def _is_reached(self, site: int, without: int) -> bool:
+        """Is there a way from the entry to `site` that does not pass `without`? True as well where it cannot be told."""
+        todo, seen = [self._function.address], {without}
+        while todo:
+            at = todo.pop()
+            if at in seen or not 0 <= at - self._function.address < self._function.size:
+                continue
+            seen.add(at)
+            if at == site or at not in self._ends:
+                return True
+            mnemonic = self._mnemonics[bisect.bisect_left(self._addresses, at)]
+            if mnemonic[0] == "j":
+                if at not in self._jumps:
+                    return True
+                todo.append(self._jumps[at])
+            if mnemonic not in ("jmp", "ret", "ud2"):
+                todo.append(self._ends[at])
+        return False
 
     def _writes(self, start: int, end: int, live: tuple[frozenset[int], ...]) -> bool:
         """Does an instruction between two addresses write one of the registers?"""

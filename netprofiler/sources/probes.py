@@ -38,14 +38,17 @@ class Purpose(enum.IntEnum):
     GO_WRITE = 4
     """Go, behind the stack check of crypto/tls.(*Conn).Write: AX conn, BX data, CX length, R14 goroutine."""
     GO_READ = 5
-    """Go, behind the stack check of crypto/tls.(*Conn).readRecordOrCCS: AX conn, R14 goroutine."""
+    """Go, behind the stack check of crypto/tls.(*Conn).readRecordOrCCS: AX conn, R14 goroutine. Only where GO_DECRYPTED has no
+    conn."""
     GO_DECRYPTED = 6
     """Go, in readRecordOrCCS, on the jump behind the call of (*halfConn).decrypt: AX data, BX length, DI (8 bits) the type of
-    record, SI error (nil when good), R14 goroutine."""
+    record, SI error (nil when good), R14 goroutine; conn is the word at SP + `displacement`, unless that is 0."""
     GO_READ_CALL = 7
     """Go, fall-back: entry of crypto/tls.(*Conn).Read: AX conn, BX buffer, CX length, R14 goroutine."""
     GO_READ_RETURN = 8
     """Go, fall-back: a `RET` of (*Conn).Read: AX count, R14 goroutine."""
+    GO_HANDSHAKE = 9
+    """Go, behind the stack check of crypto/tls.(*Conn).readHandshake: AX conn, R14 goroutine."""
 
 
 class Call(enum.IntEnum):
@@ -88,7 +91,7 @@ class Probe:
     call: Call = Call.NONE
     result: Result = Result.NONE
     displacement: int = 0
-    """`Result.STACK`: bytes from SP. Fits 16 bits, signed."""
+    """`Result.STACK`, GO_DECRYPTED: bytes from SP. Fits 16 bits, signed."""
     on_return: bool = False
     """A uretprobe of the function that begins at `offset`: the last resort, never for Go."""
     emulated: bool = True
@@ -121,13 +124,15 @@ class Layout:
     conn_type_from_write: int = 0
     """Go: address of the type *net.TCPConn minus that of the probe GO_WRITE; 0: not known, sockets are found by the calls."""
     conn_type_from_read: int = 0
-    """The same from GO_READ, or from GO_READ_CALL."""
+    """The same from the probe that has the conn of a read: GO_DECRYPTED, GO_READ or GO_READ_CALL."""
+    conn_type_from_handshake: int = 0
+    """The same from GO_HANDSHAKE."""
     conn_itab_type: int = 8
     """Go: offset in an itab of the concrete type."""
     descriptor: int = 16
     """Go: offset in net.netFD of the descriptor."""
 
-    _FORMAT = struct.Struct("<I6h2qii8x")
+    _FORMAT = struct.Struct("<I6h3qii8x")
 
     def pack(self) -> bytes:
         """As `struct tls_layout` of bpf/tls.h."""
@@ -141,6 +146,7 @@ class Layout:
             self.server,
             self.conn_type_from_write,
             self.conn_type_from_read,
+            self.conn_type_from_handshake,
             self.conn_itab_type,
             self.descriptor,
         )

@@ -207,7 +207,7 @@ def test_go(directory: Path, version: str, mode: str) -> None:
         path, found = library(explanation, "go")
         assert path == str(binary)
         assert found["version"] == f"go{version}"
-        assert {probe["purpose"] for probe in found["probes"]} == {"go_write", "go_read", "go_decrypted"}
+        assert {probe["purpose"] for probe in found["probes"]} == {"go_write", "go_handshake", "go_decrypted"}
         assert {probe["kind"] for probe in found["probes"]} == {"emulated"}
         assert found["sockets_by"][0] == "the descriptor of a *net.TCPConn"
         assert explanation["program"]["go_version"] in (f"go{version}", "go")

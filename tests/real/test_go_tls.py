@@ -6,6 +6,7 @@ newest patch of every minor version that there is.
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.harness import go_programs
+from tests.real.harness.checks import Record
 from tests.real.harness.go_lab import GoLab, exchange
 from tests.real.harness.tls import tls_lines
 from tests.real.harness.truth import Ask, app_plan, pattern
@@ -153,3 +155,36 @@ def test_chi(lab: GoLab, directory: Path) -> None:
     """A router and middleware of others, which wrap what they get."""
     binary = go_programs.build(NEWEST, "plain")
     exchange(lab, directory, app_plan(), binary, server_binary=go_programs.build(NEWEST, "plain", "chi"))
+
+
+def place_of(record: Record, end: str) -> str:
+    return f"{record[f'{end}_ip']}:{record[f'{end}_port']}" if f"{end}_ip" in record else ""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("version", CHOSEN)
+def test_no_connection_gets_the_socket_of_another(lab: GoLab, directory: Path, version: str) -> None:
+    """TLS inside of TLS, in goroutines that do not read themselves, of two connections in turn, and at an address that another
+    connection had: what cannot be known is absent, and all else is exact.
+    """
+    binary = go_programs.build(version, "plain", "../go_conns")
+    with lab.server([binary, "wait"], directory):
+        done = lab.client([binary, "run"], directory)
+        told = [json.loads(line) for line in done.output.splitlines()]
+        records = lab.records([done.pid], 4 * len(told))
+    assert len(told) == 1 + 1 + 10 + 40
+    assert len(records) == 4 * len(told)
+    for one in told:
+        ends = [r for r in records if r.get("url", "").endswith(one["target"])]
+        assert sorted(r["direction"] for r in ends) == ["recv", "send"], one
+        for request in ends:
+            assert (place_of(request, "source"), place_of(request, "dest")) == (one["client"], one["server"]), one
+            assert request["connection"].startswith("tls:") == (not one["client"])
+            [response] = [
+                r
+                for r in records
+                if r["connection"] == request["connection"]
+                and r["direction"] != request["direction"]
+                and r.get("body") == f"{one['target']}\n" * 3
+            ]
+            assert (place_of(response, "source"), place_of(response, "dest")) == (one["server"], one["client"]), one

@@ -189,6 +189,7 @@ def test_killed_under_full_load(directory: Path) -> None:
     """Go as server, OpenSSL as client (wrk), both probed: SIGKILL harms neither, leaves nothing, and another agent takes over."""
     binary = go_programs.build(go_programs.CHOSEN[-1], "plain")
     [wrk] = require("wrk")
+    log = directory / "killed.log"
     with tls_server(binary, directory) as server:
         url = f"https://{address_of(server).removeprefix('tcp:')}/bytes/13?load"
         load = subprocess.Popen(
@@ -196,14 +197,14 @@ def test_killed_under_full_load(directory: Path) -> None:
         )
         try:
             killed = subprocess.Popen(
-                [str(NETPROFILER), "--output", str(directory / "killed.log"), "--pid", str(os.getpid())],
+                [str(NETPROFILER), "--output", str(log), "--pid", str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             try:
                 wait_until(lambda: is_probed(server.pid, binary, killed.pid), "the server is probed")
                 probed = [server.pid, load.pid]
                 wait_until(lambda: all(breakpoints(pid) for pid in probed), "server and client are probed")
-                time.sleep(1)
+                wait_until(lambda: log.exists() and log.stat().st_size > 1_000_000, "the load is seen")
             finally:
                 killed.kill()
                 killed.wait(10)
@@ -215,7 +216,6 @@ def test_killed_under_full_load(directory: Path) -> None:
         finally:
             load.kill()
             load.wait()
-        assert (directory / "killed.log").stat().st_size > 100_000, "it was killed before it had seen the load"
         answered = re.search(r"(\d+) requests in", output)
         assert answered is not None and int(answered[1]) > 1000, output
         assert "Socket errors" not in output and "Non-2xx" not in output, output

@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).parents[3]
 WRITE = "crypto/tls.(*Conn).Write"
 READ = "crypto/tls.(*Conn).Read"
 READ_RECORD = "crypto/tls.(*Conn).readRecordOrCCS"
+READ_HANDSHAKE = "crypto/tls.(*Conn).readHandshake"
 DECRYPT = "crypto/tls.(*halfConn).decrypt"
 
 PROGRAM = """
@@ -204,14 +205,14 @@ def test_what_is_found_is_what_the_running_program_says(program: Program) -> Non
     assert finding.notes == ()
     version = subprocess.run([go(), "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.split()[0]
     assert finding.version == version
-    assert [probe.purpose for probe in finding.probes] == [Purpose.GO_WRITE, Purpose.GO_READ, Purpose.GO_DECRYPTED]
+    assert [probe.purpose for probe in finding.probes] == [Purpose.GO_WRITE, Purpose.GO_HANDSHAKE, Purpose.GO_DECRYPTED]
     assert all(probe.emulated and not probe.on_return for probe in finding.probes)
-    assert [probe.function for probe in finding.probes] == [WRITE, READ_RECORD, READ_RECORD]
+    assert [probe.function for probe in finding.probes] == [WRITE, READ_HANDSHAKE, READ_RECORD]
 
-    write, read, decrypted = finding.probes
+    write, handshake, decrypted = finding.probes
     image, layout = program.image, finding.layout
     assert layout is not None
-    assert program.data[write.offset] == program.data[read.offset] == 0x55  # push %rbp
+    assert program.data[write.offset] == program.data[handshake.offset] == 0x55  # push %rbp
     assert program.data[decrypted.offset] in (0x0F, 0x74, 0x75)
     assert program.data[decrypted.offset - 3 : decrypted.offset] == b"\x48\x85\xf6"  # test %rsi,%rsi
     # A PIE is loaded anywhere, so distances are compared: the type from the function, and the function from the site.
@@ -219,8 +220,10 @@ def test_what_is_found_is_what_the_running_program_says(program: Program) -> Non
     assert program.truth["type"] == program.truth["conn_type"]
     prologue = from_entry - layout.conn_type_from_write
     assert 0 < prologue <= 24
-    assert image.address(write.offset) + layout.conn_type_from_write == (
-        image.address(read.offset) + layout.conn_type_from_read
+    assert (
+        image.address(write.offset) + layout.conn_type_from_write
+        == image.address(handshake.offset) + layout.conn_type_from_handshake
+        == image.address(decrypted.offset) + layout.conn_type_from_read
     )
     assert layout.conn_itab_type == 8
     assert program.net_fd[layout.descriptor // 8] == program.truth["descriptor"]
@@ -231,7 +234,7 @@ def test_what_is_found_is_what_the_running_program_says(program: Program) -> Non
 def test_sites_lie_where_the_linker_put_the_functions(base: Path, mode: str) -> None:
     program = _program(base, mode)
     names, finding, image = symbols(program.path), found(program.data), program.image
-    for purpose in (Purpose.GO_WRITE, Purpose.GO_READ):
+    for purpose in (Purpose.GO_WRITE, Purpose.GO_HANDSHAKE):
         probe = site(finding, purpose)
         start, _ = names[probe.function]
         entry = image.offset(start)
@@ -281,7 +284,96 @@ def test_a_jump_that_is_not_passed_with_the_results_intact_is_not_taken(plain: P
     assert finding.notes == (
         f"{READ_RECORD} is probed right behind decrypt, single-stepped: its jump on the error was not found",
     )
-    assert site(finding, Purpose.GO_READ) == site(found(plain.data), Purpose.GO_READ)
+    assert site(finding, Purpose.GO_HANDSHAKE) == site(found(plain.data), Purpose.GO_HANDSHAKE)
+    assert decrypted.displacement == site(found(plain.data), Purpose.GO_DECRYPTED).displacement
+
+
+def spill(program: Program) -> tuple[int, int]:
+    """Offset of the instruction by which readRecordOrCCS puts its first argument into its caller's frame, and how far that is
+    from SP: the frame, the caller's frame pointer, and the address to return to.
+    """
+    start, size = symbols(program.path)[READ_RECORD]
+    at = program.image.offset(start)
+    code = program.data[at : at + size]
+    before = re.search(rb"\x55\x48\x89\xe5\x48\x81\xec(....)", code, re.DOTALL)  # push %rbp; mov %rsp,%rbp; sub $…,%rsp
+    assert before is not None
+    displacement = struct.unpack("<i", before[1])[0] + 16
+    return at + code.index(b"\x48\x89\x84\x24" + struct.pack("<i", displacement)), displacement  # mov %rax,…(%rsp)
+
+
+def assert_read_at_both(program: Program, data: bytes) -> None:
+    """Where the connection lies is not proven, so the function is probed at its beginning, as it is behind decrypt."""
+    finding = found(data)
+    assert [probe.purpose for probe in finding.probes] == [Purpose.GO_WRITE, Purpose.GO_READ, Purpose.GO_DECRYPTED]
+    read, decrypted = finding.probes[1:]
+    whole = site(found(program.data), Purpose.GO_DECRYPTED)
+    assert (decrypted.offset, decrypted.displacement) == (whole.offset, 0)
+    start, _ = symbols(program.path)[READ_RECORD]
+    assert program.image.offset(start) < read.offset <= program.image.offset(start) + 24
+    assert finding.notes == (
+        f"{READ_RECORD} is probed at its beginning too: it was not found where it keeps the connection",
+    )
+    layout = finding.layout
+    assert layout is not None
+    assert program.image.address(read.offset) + layout.conn_type_from_read == program.truth["type"]
+    assert layout.conn_type_from_handshake == 0
+
+
+@pytest.mark.parametrize("mode", ["plain", "pie", "external"])
+def test_the_connection_lies_where_its_caller_keeps_a_place_for_it(base: Path, mode: str) -> None:
+    program = _program(base, mode)
+    assert site(found(program.data), Purpose.GO_DECRYPTED).displacement == spill(program)[1]
+
+
+def test_a_connection_that_is_not_kept_there(plain: Program) -> None:
+    at, _ = spill(plain)
+    for other in (
+        b"\x48\x89\x9c\x24",  # mov %rbx,…(%rsp)
+        b"\x48\x8b\x84\x24",  # mov …(%rsp),%rax
+        b"\x48\x89\x84\x25",  # mov %rax,…(%rbp)
+    ):
+        assert_read_at_both(plain, plain.image.patched(at, other))
+
+
+def test_a_place_that_is_written_to_again(plain: Program) -> None:
+    """One of the instructions that read it becomes one that writes, or that takes its address."""
+    at, displacement = spill(plain)
+    reads = b"\x48\x8b\x84\x24" + struct.pack("<i", displacement)
+    later = plain.data.index(reads, at)
+    for other in (b"\x48\x89\x84\x24", b"\x48\x8d\x84\x24", b"\x48\x01\x84\x24"):  # mov, lea, add
+        assert_read_at_both(plain, plain.image.patched(later, other))
+    # 8 bytes from 4 before it.
+    overlapping = b"\x48\x89\x84\x24" + struct.pack("<i", displacement - 4)
+    assert_read_at_both(plain, plain.image.patched(later, overlapping))
+
+
+def test_a_way_to_the_plaintext_that_does_not_put_the_connection_there(plain: Program) -> None:
+    """The jump before it, to where an earlier error is returned, is made to lead to the call of decrypt."""
+    at, _ = spill(plain)
+    jump = plain.data.rindex(b"\x0f\x85", 0, at)  # jne
+    assert at - jump == 6
+    call = behind_decrypt(plain.image, symbols(plain.path)) - 5
+    assert_read_at_both(plain, plain.image.patched(jump + 2, struct.pack("<i", call - at)))
+
+
+def test_a_connection_that_is_replaced_before_it_is_kept(plain: Program) -> None:
+    """test %rdx,%rdx before the jump becomes mov %rbx,%rax."""
+    at, _ = spill(plain)
+    assert plain.data[at - 9 : at - 6] == b"\x48\x85\xd2"
+    assert_read_at_both(plain, plain.image.patched(at - 9, b"\x48\x89\xd8"))
+
+
+def test_a_stack_pointer_that_moves_in_the_middle(plain: Program) -> None:
+    """An instruction that reads the place becomes push %rax, pop %rax: then SP is not the same all over."""
+    at, displacement = spill(plain)
+    reads = plain.data.index(b"\x48\x8b\x84\x24" + struct.pack("<i", displacement), at)
+    assert_read_at_both(plain, plain.image.patched(reads, b"\x50\x58" + b"\x90" * 6))
+
+
+def test_without_the_function_that_reads_the_handshake(plain: Program) -> None:
+    """Its name is taken away."""
+    data = plain.data.replace(f"\0{READ_HANDSHAKE}\0".encode(), f"\0{READ_HANDSHAKE[:-1]}k\0".encode())
+    assert_read_at_both(plain, data)
 
 
 def test_a_site_inside_a_loop_is_not_taken(plain: Program) -> None:

@@ -16,7 +16,7 @@ BPF = Path(__file__).parents[3] / "bpf"
 
 MEMBERS = (
     *("library", "random_pointer", "random", "read_bio", "bio_method", "bio_number", "server"),
-    *("conn_type_from_write", "conn_type_from_read", "conn_itab_type", "descriptor"),
+    *("conn_type_from_write", "conn_type_from_read", "conn_type_from_handshake", "conn_itab_type", "descriptor"),
 )
 
 

@@ -1,0 +1,3 @@
+module go_conns
+
+go 1.17
