@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,7 @@ def directions(draw: st.DrawFn, client: bool, agreed: str) -> Sent:
         extension.finalize(agreed.replace('"', ""))
         extensions.append(extension)
     sender = FrameProtocol(client=client, extensions=extensions)
+    keys = Random(draw(st.integers(0, 1 << 32)))
     out = bytearray()
     truths: list[Truth] = []
 
@@ -74,26 +76,27 @@ def directions(draw: st.DrawFn, client: bool, agreed: str) -> Sent:
         kind, frame = draw(st.sampled_from([("ping", sender.ping(payload)), ("pong", sender.pong(payload))]))
         truths.append(Truth(kind, payload, begin, *send(frame)))
 
-    for _ in range(draw(st.integers(1, 8))):
-        if draw(st.integers(0, 4)) == 0:
-            control()
-            continue
-        whole = draw(DATA)
-        begin, body_bytes, stream_bytes = len(out), 0, 0
-        bounds = [0, *sorted(draw(st.lists(st.integers(0, len(whole)), max_size=2))), len(whole)]
-        for index, (start, stop) in enumerate(pairwise(bounds)):
-            if index and draw(st.booleans()):
+    with patch("wsproto.frame_protocol.os.urandom", keys.randbytes):  # masking keys that come again
+        for _ in range(draw(st.integers(1, 8))):
+            if draw(st.integers(0, 4)) == 0:
                 control()
-            payload, all_of_it = send(sender.send_data(whole[start:stop], fin=index == len(bounds) - 2))
-            body_bytes += payload
-            stream_bytes += all_of_it
-        if isinstance(whole, str):
-            truths.append(Truth("text", whole.encode(), begin, body_bytes, stream_bytes))
-        else:
-            truths.append(Truth("binary", whole, begin, body_bytes, stream_bytes))
-    if draw(st.booleans()):
-        begin = len(out)
-        truths.append(Truth("close", b"\x03\xe8bye", begin, *send(sender.close(1000, "bye"))))
+                continue
+            whole = draw(DATA)
+            begin, body_bytes, stream_bytes = len(out), 0, 0
+            bounds = [0, *sorted(draw(st.lists(st.integers(0, len(whole)), max_size=2))), len(whole)]
+            for index, (start, stop) in enumerate(pairwise(bounds)):
+                if index and draw(st.booleans()):
+                    control()
+                payload, all_of_it = send(sender.send_data(whole[start:stop], fin=index == len(bounds) - 2))
+                body_bytes += payload
+                stream_bytes += all_of_it
+            if isinstance(whole, str):
+                truths.append(Truth("text", whole.encode(), begin, body_bytes, stream_bytes))
+            else:
+                truths.append(Truth("binary", whole, begin, body_bytes, stream_bytes))
+        if draw(st.booleans()):
+            begin = len(out)
+            truths.append(Truth("close", b"\x03\xe8bye", begin, *send(sender.close(1000, "bye"))))
     return Sent(bytes(out), truths)
 
 
