@@ -24,9 +24,9 @@ Record = dict[str, Any]
 NETPROFILER = Path(sys.executable).with_name("netprofiler")
 ACTORS = Path(__file__).with_name("actors.py")
 BODY_LIMIT = 4096
-READY_SECONDS = 15.0
+READY_SECONDS = 60.0
 """Far over the promised two seconds: how long a start takes is asserted by one test alone."""
-ARRIVAL_SECONDS = 6.0
+ARRIVAL_SECONDS = 15.0
 
 KEYS = re.findall(
     r"\w+",

@@ -36,9 +36,13 @@ runs: list[tuple[Run, int]] = []
 """Every run and how many records it has: looked at once more at the end."""
 
 
-def observe(agent: Agent, run: Run, count: int | None = None) -> list[Record]:
+MAYBE_SECONDS = 3.0
+"""How long is waited for all records of a run, one of which may be missing."""
+
+
+def observe(agent: Agent, run: Run, count: int | None = None, seconds: float = ARRIVAL_SECONDS) -> list[Record]:
     expected = 4 * len(run.client) if count is None else count
-    records = agent.wait_for(run.pids, expected)
+    records = agent.wait_for(run.pids, expected, seconds)
     runs.append((run, len(records)))
     return records
 
@@ -267,7 +271,7 @@ def test_head_from_a_file(agent: Agent, calls: Calls, tmp_path: Path, send: str)
             *post(f"whole-{send}", count=3),
         ]
     )
-    records = observe(agent, run, 12)  # the request that was sent unseen has a record, or none
+    records = observe(agent, run, seconds=MAYBE_SECONDS)
     check_never_wrong(records, run)
     assert [len(half) for half in sides(records, run.server_pid)] == [3, 3]
     requests, responses = sides(records, run.client_pid)
@@ -288,7 +292,7 @@ def test_head_into_a_pipe(agent: Agent, calls: Calls) -> None:
     run = calls.run(
         ["--receive", "splice", "--whole-file", "--special-request", "1", *post("whole-receive", 100, 100, 3)]
     )
-    records = observe(agent, run, 12)  # the request that was sent unseen has a record, or none
+    records = observe(agent, run, seconds=MAYBE_SECONDS)
     check_never_wrong(records, run)
     assert [len(half) for half in sides(records, run.server_pid)] == [3, 3]
     responses = {record["headers"]["X-Exchange"]: record for record in sides(records, run.client_pid)[1]}
@@ -430,7 +434,7 @@ def test_calls_that_are_not_watched(agent: Agent, calls: Calls, address: str, ca
     run = calls.run(
         [*call, "--special-request", "1", "--iovec-bytes", "4000", *post("unwatched", count=3)], [], address
     )
-    records = observe(agent, run, 12)  # the request that was sent unseen has a record, or none
+    records = observe(agent, run, seconds=MAYBE_SECONDS)
     check_never_wrong(records, run)
     assert [len(half) for half in sides(records, run.server_pid)] == [3, 3]
     requests, responses = sides(records, run.client_pid)

@@ -18,7 +18,7 @@ from tests.real.harness.checks import Ledger, Record, assert_ledger, parse_log
 from tests.real.harness.programs import REPOSITORY, wait_until
 
 NETPROFILER = REPOSITORY / ".venv" / "bin" / "netprofiler"
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 EXIT_SECONDS = 15.0
 
 

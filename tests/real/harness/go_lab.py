@@ -28,10 +28,10 @@ from tests.real.harness.text import is_probed
 from tests.real.harness.tls import assert_tls, messages, negotiated, one_story, tls_lines
 from tests.real.harness.truth import Ask, Truth, agreed
 
-ATTACH_SECONDS = 10.0
+ATTACH_SECONDS = 30.0
 ATTACHED_SECONDS = 0.05
 """From the probes to the agent's note of it, which says that what begins now is seen from its beginning."""
-SETTLE_SECONDS = 8.0
+SETTLE_SECONDS = 20.0
 QUIET_SECONDS = 0.3
 """Longer than the agent holds a message back (connection.HOLD_NS)."""
 

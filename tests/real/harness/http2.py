@@ -31,7 +31,7 @@ from tests.real.harness.tls import NAME, Certificates, assert_tls, messages, neg
 from tests.real.harness.tls_servers import APACHE_TLS, NGINX_LOG
 from tests.real.harness.truth import Ask, Truth
 
-ATTACH_SECONDS = 10.0
+ATTACH_SECONDS = 30.0
 ATTACHED_SECONDS = 0.05
 """From the probes to the agent's note of it, which says that what begins now is seen from its beginning."""
 

@@ -16,7 +16,7 @@ from tests.real.harness.agent import Agent, port_filters
 from tests.real.harness.checks import Exchange, Record, assert_hops, brief, exchanges, validate_record
 from tests.real.harness.wire import Listener, Wire
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 20.0
 NOT_ASKED = -1
 """Of a test that failed before it asked for its records."""
 

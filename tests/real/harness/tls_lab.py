@@ -16,7 +16,7 @@ from tests.real.harness.checks import Record, brief
 from tests.real.harness.programs import free_port
 
 PORTS = 64
-SETTLE_SECONDS = 8.0
+SETTLE_SECONDS = 20.0
 QUIET_SECONDS = 0.3
 """Longer than the agent holds a message back (connection.HOLD_NS)."""
 
