@@ -219,9 +219,11 @@ class RecordWriter:
             start_ns = request.time_ns
             first = message.time_ns - start_ns
             last = message.end_ns - start_ns
-            times = (
-                f',"ttfb_ms":{first / 1e6 if first > 0 else 0:.3f},"duration_ms":{last / 1e6 if last > 0 else 0:.3f}'
-            )
+            if first == last:  # in one piece
+                text = f"{first / 1e6 if first > 0 else 0:.3f}"
+                times = f',"ttfb_ms":{text},"duration_ms":{text}'
+            else:
+                times = f',"ttfb_ms":{first / 1e6 if first > 0 else 0:.3f},"duration_ms":{last / 1e6 if last > 0 else 0:.3f}'
         number = message.number
         tid = message.tid if message.pid else ""  # 0: a packet capture knows neither pid nor tid
         if hop:
