@@ -241,7 +241,7 @@ BPF_TABLE("lru_hash", struct tls_hello, u64, tls_hellos, SESSIONS_MAX);
 /* Go processes whose TLS is not on a *net.TCPConn: there the goroutine of each system call is looked at. */
 BPF_TABLE("lru_hash", u32, u8, wrapped_processes, PROCESSES_MAX);
 
-/* Files whose mapping was told: it is not told again, until the user side forgets the file, or its inode's number has been
+/* Files that were told, as executed or mapped: a mapping is not told again, until the user side forgets the file, or its inode's number has been
  * given to another one (which has another generation). */
 struct file_id {
 	u64 inode;

@@ -530,9 +530,12 @@ static __always_inline struct connection *remember(u64 inode, const void *socket
 #endif
 	new.role = role;
 	new.fresh = fresh;
-	if (fresh)
+	if (fresh) {
 		new.since_ns = bpf_ktime_get_ns();
-	connections.update(&inode, &new);
+		connections.update(&inode, &new); /* the number may have been another socket's */
+	} else {
+		connections.insert(&inode, &new); /* another thread may have, meanwhile */
+	}
 	return connections.lookup(&inode);
 }
 
@@ -785,6 +788,7 @@ static __always_inline void note_socket(const void *registers, u32 pid, u32 tid,
 static __always_inline void send_notice(u32 kind, void *file, u64 address) {
 	struct notice notice = {};
 	void *inode = file ? read_pointer(file + OFFSET_file__f_inode) : 0;
+	u64 flags = BPF_RB_NO_WAKEUP;
 
 	notice.kind = kind;
 	notice.pid = bpf_get_current_pid_tgid() >> 32;
@@ -793,15 +797,18 @@ static __always_inline void send_notice(u32 kind, void *file, u64 address) {
 		notice.inode = read_u64(inode + OFFSET_inode__i_ino);
 		notice.device = read_u32(read_pointer(inode + OFFSET_inode__i_sb) + OFFSET_super_block__s_dev);
 	}
-	if (kind == NOTICE_MAPPED) {
+	if (inode) {
 		struct file_id id = {.inode = notice.inode, .device = notice.device};
 		u32 generation = read_u32(inode + OFFSET_inode__i_generation), *told = told_files.lookup(&id);
 
-		if (told && *told == generation)
+		if (!told || *told != generation) {
+			told_files.update(&id, &generation);
+			flags = BPF_RB_FORCE_WAKEUP; /* it may have to be probed before it says anything */
+		} else if (kind == NOTICE_MAPPED) {
 			return;
-		told_files.update(&id, &generation);
+		}
 	}
-	if (notices.ringbuf_output(&notice, sizeof(notice), BPF_RB_NO_WAKEUP)) {
+	if (notices.ringbuf_output(&notice, sizeof(notice), flags)) {
 		u32 zero = 0;
 		struct tls_counters *counters = tls_counts.lookup(&zero);
 

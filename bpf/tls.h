@@ -303,7 +303,7 @@ static __always_inline struct connection *remember_plaintext(const struct probe_
 								   : position_after(outside->sk, DIRECTION_RECV);
 		}
 	}
-	connections.update(&inside, &new);
+	connections.insert(&inside, &new); /* another thread may have, meanwhile: HTTP/2's two ends speak at once */
 	return connections.lookup(&inside);
 }
 

@@ -432,7 +432,8 @@ class KernelSource:
         self._wakes = -1
         self._epoll = select.epoll()
         # Edge-triggered: it answers to a wake-up, not to there being something.
-        self._epoll.register(self._maps["events"].descriptor, select.EPOLLIN | select.EPOLLET)
+        for name in ("events", "notices"):
+            self._epoll.register(self._maps[name].descriptor, select.EPOLLIN | select.EPOLLET)
 
     def wake_for(self, descriptor: int) -> None:
         """`wait` ends early when this descriptor is readable."""
@@ -440,7 +441,9 @@ class KernelSource:
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def wait(self, seconds: float) -> bool:
-        """Until a CPU has written much, or the time is over. True: what `wake_for` named is readable."""
+        """Until a CPU has written much, a file is used that was not before, or the time is over. True: what `wake_for` named
+        is readable.
+        """
         return any(descriptor == self._wakes for descriptor, _ in self._epoll.poll(seconds))
 
     def read(self) -> bytes:
