@@ -1,7 +1,7 @@
-/* All that depends on the architecture: where sys_exit finds a call's number and arguments, and the call numbers.
+/* All that depends on the architecture: where a call's number and arguments are, and the call numbers.
  *
- * At sys_exit the argument registers still hold what the caller passed (the kernel restores or never touches them), so
- * sys_enter needs no program. What lies side by side in pt_regs is read at once.
+ * Inside of a call and at sys_exit the argument registers still hold what the caller passed (the kernel restores or never
+ * touches them), so sys_enter needs no program. What lies side by side in pt_regs is read at once.
  */
 #ifndef NETPROFILER_ARCH_H
 #define NETPROFILER_ARCH_H
@@ -15,6 +15,7 @@
 
 /* arch/x86: struct pt_regs ... r10, r9, r8, ax, cx, dx, si, di, orig_ax from 56 on. */
 #define REGISTERS_OFFSET 56
+#define CALL_NUMBER_OFFSET 120
 struct call_registers {
 	u64 fourth;
 	u64 r9;
@@ -52,6 +53,7 @@ struct call_registers {
  * user_pt_regs is 272 bytes (x0..x30, sp, pc, pstate), then orig_x0 and syscallno. */
 #define REGISTERS_OFFSET 8 /* x1, x2, x3, x4 */
 #define FIRST_ARGUMENT_OFFSET 272
+#define CALL_NUMBER_OFFSET 280
 struct call_registers {
 	u64 second;
 	u64 third;
@@ -88,6 +90,9 @@ struct call_registers {
 /* bpf_probe_read_user under another name: at each call of that one BCC (0.26, bcc_symcache_resolve_name) hashes all symbols
  * of the kernel anew to see whether the helper is there, which takes some 50 ms. It is there since Linux 5.5. */
 static int (*copy_from_user)(void *to, u32 size, const void *from) = (void *)112; /* BPF_FUNC_probe_read_user */
+/* And its sisters, for which BCC takes an older helper where it may not read the kernel's symbols. */
+static int (*copy_from_kernel)(void *to, u32 size, const void *from) = (void *)113;
+static int (*copy_string_from_kernel)(void *to, u32 size, const void *from) = (void *)115;
 
 /* Kernel memory, read in one of two ways. A bpf_probe_read_kernel costs some 35 ns (measured, docs/benchmarks.md), and a
  * call takes many. From a pointer whose type the verifier knows (bpf_get_current_task_btf, Linux 5.11) it takes plain loads, of 1 ns: DIRECT_READS, where sources/kernel.py found that such a program loads. In assembly,
@@ -107,27 +112,66 @@ static void *(*get_current_task_btf)(void) = (void *)158; /* BPF_FUNC_get_curren
 		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
 		(u32) loaded;                                                                                          \
 	})
+#define LOAD_U16(from, offset)                                                                                         \
+	({                                                                                                             \
+		u64 loaded;                                                                                            \
+		asm volatile("%0 = *(u16 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
+		(u16) loaded;                                                                                          \
+	})
+#define LOAD_U8(from, offset)                                                                                          \
+	({                                                                                                             \
+		u64 loaded;                                                                                            \
+		asm volatile("%0 = *(u8 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                         \
+		(u8) loaded;                                                                                           \
+	})
 #define CURRENT_TASK() get_current_task_btf()
 #else
 #define LOAD_U64(from, offset)                                                                                         \
 	({                                                                                                             \
 		u64 loaded = 0;                                                                                        \
-		bpf_probe_read_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                             \
+		copy_from_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                                  \
 		loaded;                                                                                                \
 	})
 #define LOAD_U32(from, offset)                                                                                         \
 	({                                                                                                             \
 		u32 loaded = 0;                                                                                        \
-		bpf_probe_read_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                             \
+		copy_from_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                                  \
 		loaded;                                                                                                \
 	})
 #define CURRENT_TASK() ((void *)bpf_get_current_task())
 #endif
 
+#ifdef SOCKET_EVENTS
+/* bpf_rdonly_cast (Linux 6.2): any address as one of a structure, from which plain loads are taken as above; it costs nothing.
+ * It is a function of the kernel, not a helper: sources/kernel.py puts the right call in place of this number. */
+static void *(*typed)(const void *address, u32 type) = (void *)CAST_MARKER;
+static void *(*task_registers)(void *task) = (void *)175; /* BPF_FUNC_task_pt_regs, Linux 5.15 */
+#define AS(address, type) typed((const void *)(address), BTF_ID_##type)
+
+/* The system call that this thread is in. */
+static __always_inline void load_call_registers(struct call_registers *call, void *registers) {
+#if defined(__x86_64__)
+	call->fourth = LOAD_U64(registers, REGISTERS_OFFSET);
+	call->fifth = LOAD_U64(registers, REGISTERS_OFFSET + 16);
+	call->third = LOAD_U64(registers, REGISTERS_OFFSET + 40);
+	call->second = LOAD_U64(registers, REGISTERS_OFFSET + 48);
+	call->first = LOAD_U64(registers, REGISTERS_OFFSET + 56);
+	call->number = LOAD_U64(registers, CALL_NUMBER_OFFSET);
+#elif defined(__aarch64__)
+	call->second = LOAD_U64(registers, REGISTERS_OFFSET);
+	call->third = LOAD_U64(registers, REGISTERS_OFFSET + 8);
+	call->fourth = LOAD_U64(registers, REGISTERS_OFFSET + 16);
+	call->fifth = LOAD_U64(registers, REGISTERS_OFFSET + 24);
+	call->first = LOAD_U64(registers, FIRST_ARGUMENT_OFFSET);
+	call->number = LOAD_U32(registers, CALL_NUMBER_OFFSET);
+#endif
+}
+#endif
+
 static __always_inline void read_call_registers(struct call_registers *call, const void *registers) {
-	bpf_probe_read_kernel(call, sizeof(*call), registers + REGISTERS_OFFSET);
+	copy_from_kernel(call, sizeof(*call), registers + REGISTERS_OFFSET);
 #if defined(__aarch64__)
-	bpf_probe_read_kernel(&call->first, 16, registers + FIRST_ARGUMENT_OFFSET);
+	copy_from_kernel(&call->first, 16, registers + FIRST_ARGUMENT_OFFSET);
 	call->number = (u32)call->number;
 #endif
 }
@@ -178,9 +222,9 @@ static __always_inline u64 goroutine_of_call(const void *registers) {
 	u64 goroutine = 0;
 
 #if defined(__x86_64__)
-	bpf_probe_read_kernel(&goroutine, sizeof(goroutine), registers + 8); /* r14 */
+	copy_from_kernel(&goroutine, sizeof(goroutine), registers + 8); /* r14 */
 #elif defined(__aarch64__)
-	bpf_probe_read_kernel(&goroutine, sizeof(goroutine), registers + 28 * 8);
+	copy_from_kernel(&goroutine, sizeof(goroutine), registers + 28 * 8);
 #endif
 	return goroutine;
 }

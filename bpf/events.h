@@ -143,6 +143,7 @@ struct file_source {
 #define NOTICE_EXECUTED 1 /* pid runs this file now */
 #define NOTICE_MAPPED 2 /* pid has mapped this file at address, to execute it */
 #define NOTICE_EXITED 3
+#define NOTICE_FORKED 4 /* filters by pid: a process that is watched has a child now */
 struct notice {
 	unsigned int kind;
 	unsigned int pid;

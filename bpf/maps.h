@@ -1,6 +1,7 @@
 /* Maps and the state they hold. Sizes are -D from netprofiler/sources/kernel.py, which argues them.
  *
- * RING_PAGES, WAKEUP_BYTES, CPUS, CONNECTIONS_MAX, PROCESSES_MAX, TLS_PROBES, LAYOUTS_MAX, SESSIONS_MAX, FILES_MAX, NOTICE_PAGES
+ * RING_PAGES, WAKEUP_BYTES, CPUS, CONNECTIONS_MAX, PROCESSES_MAX, TLS_PROBES, LAYOUTS_MAX, SESSIONS_MAX, FILES_MAX, NOTICE_PAGES,
+ * STEPS_MAX, INODES_BATCH
  */
 #ifndef NETPROFILER_MAPS_H
 #define NETPROFILER_MAPS_H
@@ -37,13 +38,13 @@ struct connection {
 	void *sk;
 	u8 verdict;
 	u8 role;
-	u8 fresh;     /* accept or connect was seen: the first bytes decide for good */
+	u8 fresh;     /* seen from its first byte: that decides for good */
 	u8 tcp;       /* positions are TCP sequence numbers; 0: UNIX or MPTCP, where we count */
 	u8 based;     /* base holds */
 	u8 filtered;  /* by port */
 	u8 prefix_length[2];
 	u32 owner;    /* process for which the connection was announced; 0: not yet */
-	u32 count[2]; /* where we count: bytes so far */
+	u32 count[2]; /* where we count: bytes so far; TCP: where the last receive that was seen ended */
 	u32 prefix_end[2];
 	u32 base[2]; /* where each direction's bytes begin for us */
 	u8 lost;     /* a bit a direction: something of it found the ring full */
@@ -51,9 +52,10 @@ struct connection {
 	u8 library;  /* LIBRARY_, of plaintext, and of a socket whose plaintext is read */
 	u8 named;    /* plaintext: positions name the same bytes at the other end */
 	u8 announced; /* TLS: something of its handshake was sent up */
-	u8 reserved;
+	u8 shut; /* UNIX: that nothing will be sent any more was told */
 	u16 hello_left[2]; /* TLS: how much of the handshake is still sent up */
-	u64 since_ns; /* fresh: when it was accepted or connected */
+	u64 since_ns; /* fresh: when it began for us */
+	u64 peer;     /* UNIX, where socket_events.h looks for it: the inode of the other end */
 	u64 prefix[2][PREFIX_BYTES / 8];
 };
 
@@ -100,8 +102,6 @@ struct ledger {
 #define KIND_MESSAGE 2
 #define KIND_MESSAGES 3
 #define KIND_NO_BYTES 4 /* sendfile, splice, discarded: a length without bytes */
-#define KIND_OPENED 5 /* connect, accept */
-#define KIND_SHUTDOWN 6
 
 /* One system call on its way; in the workspace, so that the program for long calls finds it. */
 struct call {
@@ -109,6 +109,7 @@ struct call {
 	u64 time_ns;
 	u64 second;   /* the arguments of the call */
 	u64 third;
+	u64 already;  /* bytes that the same system call moved before */
 	u64 segments; /* user address of what comes next: iovec or mmsghdr */
 	u64 messages;
 	u64 at;       /* user address of the segment being copied */
@@ -168,6 +169,25 @@ BPF_PROG_ARRAY(probe_programs, 3);
 #define PROGRAM_DELIVER 0
 #define PROGRAM_JUDGE 1
 #define PROGRAM_LONG_CALL 2
+
+#ifdef SOCKET_EVENTS
+/* System calls that move bytes in several steps (sendfile, sendmmsg, recvmmsg), by thread: what was seen of the last one. */
+struct steps {
+	u64 socket;
+	u64 at;       /* the vector of messages; sendfile: the offset that it began at */
+	u64 already;  /* sendfile: bytes */
+	u32 next;     /* of the messages */
+	u32 count;
+	u32 reserved;
+	u32 position; /* sendfile: where in the stream its next bytes would be */
+};
+BPF_TABLE("lru_hash", u64, struct steps, steps, STEPS_MAX);
+
+/* The sockets that were made since the probes were attached have inode numbers from this one on (0: not known yet), and those
+ * of the batches that CPUs had begun by then: batch -> its first number that is new. */
+BPF_ARRAY(first_new_inode, u64, 1);
+BPF_HASH(begun_batches, u32, u32, CPUS);
+#endif
 
 /* --- TLS --- */
 

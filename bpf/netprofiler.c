@@ -7,4 +7,6 @@
 #include "maps.h"
 #include "detect.h"
 #include "syscalls.h"
+#include "sys_exit.h"
+#include "socket_events.h"
 #include "tls.h"

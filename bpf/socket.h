@@ -21,6 +21,7 @@
 #define TCP_LAST_ACK 9
 #define TCP_CLOSING 11
 #define SOCK_DONE 1
+#define SHUTDOWN_SEND 2
 #define SHUTDOWN_BOTH 3
 
 /* sock_common begins with the IPv4 addresses, the ports and the family: one read (checked against BTF by a test). */
@@ -39,32 +40,56 @@ struct socket_facts {
 static __always_inline void *read_pointer(const void *at) {
 	void *value = 0;
 
-	bpf_probe_read_kernel(&value, sizeof(value), at);
+	copy_from_kernel(&value, sizeof(value), at);
 	return value;
 }
 
 static __always_inline u32 read_u32(const void *at) {
 	u32 value = 0;
 
-	bpf_probe_read_kernel(&value, sizeof(value), at);
+	copy_from_kernel(&value, sizeof(value), at);
+	return value;
+}
+
+static __always_inline u8 read_u8(const void *at) {
+	u8 value = 0;
+
+	copy_from_kernel(&value, sizeof(value), at);
 	return value;
 }
 
 static __always_inline u64 read_u64(const void *at) {
 	u64 value = 0;
 
-	bpf_probe_read_kernel(&value, sizeof(value), at);
+	copy_from_kernel(&value, sizeof(value), at);
 	return value;
 }
 
 static __always_inline void *find_file(void *task, u32 descriptor) {
 	void *files = (void *)LOAD_U64(task, OFFSET_task_struct__files);
 	void *table = (void *)LOAD_U64(files, OFFSET_files_struct__fdt);
+	u64 at;
 
 	if (descriptor >= LOAD_U32(table, OFFSET_fdtable__max_fds))
 		return 0;
-	return read_pointer((void *)LOAD_U64(table, OFFSET_fdtable__fd) + (u64)descriptor * 8);
+	at = LOAD_U64(table, OFFSET_fdtable__fd) + (u64)descriptor * 8;
+#ifdef SOCKET_EVENTS
+	return (void *)LOAD_U64(AS(at, list_head), 0); /* some structure that begins with a pointer */
+#else
+	return read_pointer((void *)at);
+#endif
 }
+
+/* Members of a TCP sock. */
+#ifdef SOCKET_EVENTS
+#define SOCK_U32(sk, offset) LOAD_U32(AS(sk, tcp_sock), offset)
+#define SOCK_U64(sk, offset) LOAD_U64(AS(sk, tcp_sock), offset)
+#define SOCK_U8(sk, offset) LOAD_U8(AS(sk, tcp_sock), offset)
+#else
+#define SOCK_U32(sk, offset) read_u32((sk) + (offset))
+#define SOCK_U64(sk, offset) read_u64((sk) + (offset))
+#define SOCK_U8(sk, offset) read_u8((sk) + (offset))
+#endif
 
 /* The inode number of the socket behind a descriptor, and its struct socket; 0 when it is none (a file, a pipe). */
 static __always_inline u64 find_socket(void *task, void **socket, u32 descriptor) {
@@ -77,7 +102,7 @@ static __always_inline u64 find_socket(void *task, void **socket, u32 descriptor
 	{
 		void *both[2] = {};
 
-		bpf_probe_read_kernel(both, sizeof(both), file + OFFSET_file__private_data);
+		copy_from_kernel(both, sizeof(both), file + OFFSET_file__private_data);
 		*socket = both[0];
 		inode = both[1];
 	}
@@ -89,14 +114,14 @@ static __always_inline u64 find_socket(void *task, void **socket, u32 descriptor
 	{
 		u64 start[OFFSET_inode__i_ino / 8 + 1] = {};
 
-		bpf_probe_read_kernel(start, sizeof(start), inode);
+		copy_from_kernel(start, sizeof(start), inode);
 		return ((u16)start[0] & S_IFMT) == S_IFSOCK ? start[OFFSET_inode__i_ino / 8] : 0;
 	}
 #else
 	{
 		u16 mode = 0;
 
-		bpf_probe_read_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
+		copy_from_kernel(&mode, sizeof(mode), inode + OFFSET_inode__i_mode);
 		return (mode & S_IFMT) == S_IFSOCK ? read_u64(inode + OFFSET_inode__i_ino) : 0;
 	}
 #endif
@@ -113,20 +138,19 @@ static __always_inline u64 inode_of_sock(const void *sk) {
 
 /* SOCK_DONE is set when a FIN arrives (tcp_fin), and not by a reset. */
 static __always_inline int fin_received(const void *sk) {
-	return (read_u64(sk + OFFSET_sock_common__skc_flags) >> SOCK_DONE) & 1;
+	return (SOCK_U64(sk, OFFSET_sock_common__skc_flags) >> SOCK_DONE) & 1;
 }
 
 /* TCP: sequence number after the last byte that this call sent or received. */
 static __always_inline u32 position_after(const void *sk, u8 direction) {
 	u32 position;
-	u8 state = 0;
 
 	if (direction == DIRECTION_SEND)
-		return read_u32(sk + OFFSET_tcp_sock__write_seq);
-	position = read_u32(sk + OFFSET_tcp_sock__copied_seq);
+		return SOCK_U32(sk, OFFSET_tcp_sock__write_seq);
+	position = SOCK_U32(sk, OFFSET_tcp_sock__copied_seq);
 	/* A receive that meets the FIN has counted it (net/ipv4/tcp.c: found_fin_ok). */
-	bpf_probe_read_kernel(&state, sizeof(state), sk + OFFSET_sock_common__skc_state);
-	if (state != TCP_ESTABLISHED && fin_received(sk) && position == read_u32(sk + OFFSET_tcp_sock__rcv_nxt))
+	if (SOCK_U8(sk, OFFSET_sock_common__skc_state) != TCP_ESTABLISHED && fin_received(sk) &&
+	    position == SOCK_U32(sk, OFFSET_tcp_sock__rcv_nxt))
 		position--;
 	return position;
 }
@@ -144,7 +168,7 @@ static __always_inline void describe(struct opened_record *record, const void *s
 	u32 length = 0;
 	void *address, *net;
 
-	bpf_probe_read_kernel(&facts, SOCKET_FACTS_BYTES, sk);
+	copy_from_kernel(&facts, SOCKET_FACTS_BYTES, sk);
 	record->family = facts.family;
 	record->local_port = facts.local_port;
 	record->remote_port = __builtin_bswap16(facts.remote_port);
@@ -155,8 +179,8 @@ static __always_inline void describe(struct opened_record *record, const void *s
 		map_ipv4(record->local_address, facts.local_address);
 		map_ipv4(record->remote_address, facts.remote_address);
 	} else if (facts.family == AF_INET6) {
-		bpf_probe_read_kernel(record->local_address, 16, sk + OFFSET_sock_common__skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(record->remote_address, 16, sk + OFFSET_sock_common__skc_v6_daddr);
+		copy_from_kernel(record->local_address, 16, sk + OFFSET_sock_common__skc_v6_rcv_saddr);
+		copy_from_kernel(record->remote_address, 16, sk + OFFSET_sock_common__skc_v6_daddr);
 	} else {
 		record->local_port = 0;
 		record->remote_port = 0;
@@ -171,8 +195,8 @@ static __always_inline void describe(struct opened_record *record, const void *s
 			length = read_u32(address + OFFSET_unix_address__len);
 			if (length > 2 && length <= 2 + UNIX_PATH_BYTES) {
 				record->path_length = length - 2; /* behind sun_family */
-				bpf_probe_read_kernel(record->path, UNIX_PATH_BYTES,
-						      address + OFFSET_unix_address__name + 2);
+				copy_from_kernel(record->path, UNIX_PATH_BYTES,
+						 address + OFFSET_unix_address__name + 2);
 			}
 		}
 	}

@@ -1,7 +1,7 @@
-/* Socket system calls, seen at sys_exit alone: what was sent or received, by whom, at which position of the stream.
+/* What system calls send and receive on sockets: by whom, at which position of the stream, and its bytes.
  *
- * The way of a call: number -> shape of its arguments -> socket -> filters -> verdict of the connection -> copy.
- * Whoever leaves early has filled a row of the ledger, once a stream socket and a count of bytes are known.
+ * The way of a call: seen (socket_events.h, or sys_exit.h) -> shape of its arguments -> filters -> verdict of the connection
+ * -> copy. Whoever leaves early has filled a row of the ledger, once a stream socket and a count of bytes are known.
  */
 #ifndef NETPROFILER_SYSCALLS_H
 #define NETPROFILER_SYSCALLS_H
@@ -46,7 +46,7 @@ static __always_inline int process_watched(void *task, u32 pid) {
 		u64 name[2] = {};
 		u32 seen = 0, i;
 
-		bpf_probe_read_kernel(name, sizeof(name), leader + OFFSET_task_struct__comm);
+		copy_from_kernel(name, sizeof(name), leader + OFFSET_task_struct__comm);
 #pragma unroll
 		for (i = 0; i < FILTER_COMM_COUNT; i++) {
 			u32 index = i;
@@ -137,7 +137,7 @@ static __always_inline int announce(struct workspace *w, struct ledger *ledger, 
 		record->time_ns = w->call.time_ns;
 		record->start_ns = read_u64(leader + OFFSET_task_struct__start_boottime);
 		record->user = bpf_get_current_uid_gid();
-		bpf_probe_read_kernel(record->comm, COMM_BYTES, leader + OFFSET_task_struct__comm);
+		copy_from_kernel(record->comm, COMM_BYTES, leader + OFFSET_task_struct__comm);
 		KEEP_CHECK(length);
 		if (length > ARGUMENTS_BYTES)
 			length = ARGUMENTS_BYTES;
@@ -356,6 +356,15 @@ int on_long_call(struct bpf_raw_tracepoint_args *ctx) {
 
 #define DESCRIBE_AGAIN_NS 500000000ULL /* the user side remembers a file for twice as long (sources/sent_files.py) */
 
+/* From the offset of a sendfile (its caller's, or the file's) to that of the first byte sent. */
+static __always_inline u64 start_of_file(const struct call *call, u64 at) {
+#ifdef SOCKET_EVENTS
+	return at + call->already; /* it moves when the call is over */
+#else
+	return at - call->total;
+#endif
+}
+
 /* Which part of which file: so that the user side can read the start of it back. */
 static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u64 offset_pointer) {
 	struct file_source *source = (struct file_source *)w->payload;
@@ -364,13 +373,13 @@ static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u6
 	void *inode = read_pointer(file + OFFSET_file__f_inode);
 	void *super = read_pointer(inode + OFFSET_inode__i_sb);
 	void *dentry = read_pointer(file + OFFSET_file__f_path + OFFSET_path__dentry);
-	u64 after = 0, *described;
+	u64 at = 0, *described;
 	u32 i;
 
 	__builtin_memcpy(source->magic, "npfile\x01\x02", 8);
-	if (!offset_pointer || copy_from_user(&after, sizeof(after), (void *)offset_pointer))
-		after = read_u64(file + OFFSET_file__f_pos);
-	source->offset = after - w->call.total;
+	if (!offset_pointer || copy_from_user(&at, sizeof(at), (void *)offset_pointer))
+		at = read_u64(file + OFFSET_file__f_pos);
+	source->offset = start_of_file(&w->call, at);
 	source->inode = read_u64(inode + OFFSET_inode__i_ino);
 	source->device = read_u32(super + OFFSET_super_block__s_dev);
 	source->descriptor = descriptor;
@@ -388,7 +397,7 @@ static __always_inline u32 describe_file(struct workspace *w, u32 descriptor, u6
 		name[i][0] = 0;
 		if (parent == dentry)
 			break;
-		bpf_probe_read_kernel_str(name[i], FILE_NAME_BYTES, text);
+		copy_string_from_kernel(name[i], FILE_NAME_BYTES, text);
 		source->names = i + 1;
 		dentry = parent;
 	}
@@ -506,19 +515,16 @@ static __always_inline int port_watched(const struct socket_facts *facts) {
 }
 #endif
 
-/* A socket that we see for the first time: 0 when it is no stream of a family that we know. */
-static __always_inline struct connection *remember(u64 inode, const void *socket, u8 role, u8 fresh) {
+/* A stream socket that we see for the first time: 0 when it is of no family that we know. */
+static __always_inline struct connection *remember(u64 inode, void *sk, u8 role, u8 fresh) {
 	struct socket_facts facts = {};
 	struct connection new = {};
-	u16 type = 0, protocol = 0;
+	u16 protocol = 0;
 
-	bpf_probe_read_kernel(&type, sizeof(type), socket + OFFSET_socket__type);
-	if (type != SOCK_STREAM)
-		return 0;
-	new.sk = read_pointer(socket + OFFSET_socket__sk);
-	bpf_probe_read_kernel(&facts, SOCKET_FACTS_BYTES, new.sk);
+	new.sk = sk;
+	copy_from_kernel(&facts, SOCKET_FACTS_BYTES, sk);
 	if (facts.family == AF_INET || facts.family == AF_INET6) {
-		bpf_probe_read_kernel(&protocol, sizeof(protocol), new.sk + OFFSET_sock__sk_protocol);
+		copy_from_kernel(&protocol, sizeof(protocol), sk + OFFSET_sock__sk_protocol);
 		if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 			return 0;
 		new.tcp = protocol == IPPROTO_TCP;
@@ -537,6 +543,14 @@ static __always_inline struct connection *remember(u64 inode, const void *socket
 		connections.insert(&inode, &new); /* another thread may have, meanwhile */
 	}
 	return connections.lookup(&inode);
+}
+
+/* The stream sock of a struct socket; 0 where it is none. */
+static __always_inline void *stream_sock(const void *socket) {
+	u16 type = 0;
+
+	copy_from_kernel(&type, sizeof(type), socket + OFFSET_socket__type);
+	return type == SOCK_STREAM ? read_pointer(socket + OFFSET_socket__sk) : 0;
 }
 
 static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 gone, u32 position) {
@@ -785,10 +799,11 @@ static __always_inline void note_socket(const void *registers, u32 pid, u32 tid,
 		frame->socket = NO_SOCKET;
 }
 
-static __always_inline void send_notice(u32 kind, void *file, u64 address) {
+/* `urgent`: what is told of no file, or of one that was not told before, is told at once. */
+static __always_inline void send_notice(u32 kind, void *file, u64 address, int urgent) {
 	struct notice notice = {};
 	void *inode = file ? read_pointer(file + OFFSET_file__f_inode) : 0;
-	u64 flags = BPF_RB_NO_WAKEUP;
+	u64 flags = urgent && !file ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 
 	notice.kind = kind;
 	notice.pid = bpf_get_current_pid_tgid() >> 32;
@@ -803,7 +818,8 @@ static __always_inline void send_notice(u32 kind, void *file, u64 address) {
 
 		if (!told || *told != generation) {
 			told_files.update(&id, &generation);
-			flags = BPF_RB_FORCE_WAKEUP; /* it may have to be probed before it says anything */
+			if (urgent) /* it may have to be probed before it says anything */
+				flags = BPF_RB_FORCE_WAKEUP;
 		} else if (kind == NOTICE_MAPPED) {
 			return;
 		}
@@ -819,190 +835,157 @@ static __always_inline void send_notice(u32 kind, void *file, u64 address) {
 
 #define PROT_EXEC 4
 
-/* mmap of a file that is to be executed. */
-static __always_inline int on_mapping(u64 address, u64 protection, u32 descriptor) {
-	void *file;
+/* --- one call, however it was seen ---------------------------------------------------------------------------------- */
 
-	if (!(protection & PROT_EXEC))
-		return 0;
-	file = find_file(CURRENT_TASK(), descriptor);
-	if (file)
-		send_notice(NOTICE_MAPPED, file, address);
-	return 0;
-}
+/* Where a call has its bytes, by its number and arguments. */
+struct shape {
+	u64 at;
+	u32 descriptor;
+	u32 kind;
+	u32 flags; /* MSG_ */
+	u8 direction;
+	u8 reason;
+};
 
-/* --- sys_exit ------------------------------------------------------------------------------------------------------ */
-
-int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
-	long result = (long)ctx->args[1];
-	void *task;
-	struct call_registers arguments = {};
-	struct workspace *w;
-	struct ledger *ledger;
-	struct call *call;
-	struct connection *connection;
-	u32 descriptor, flags = 0, kind, messages = 0, pid, i;
-	u64 at, inode;
-	void *socket;
-	u8 direction, reason = REASON_NONE, role = ROLE_UNKNOWN;
-
-	if (result < 0 && result != -EINPROGRESS)
-		return 0;
-	read_call_registers(&arguments, (const void *)ctx->args[0]);
-	descriptor = arguments.first;
-	at = arguments.second;
-	switch (arguments.number) {
+/* Returns 0 for a call that moves no bytes of sockets. */
+static __always_inline int find_shape(const struct call_registers *arguments, struct shape *shape) {
+	shape->at = arguments->second;
+	shape->descriptor = arguments->first;
+	shape->kind = KIND_BUFFER;
+	shape->flags = 0;
+	shape->direction = DIRECTION_RECV;
+	shape->reason = REASON_NONE;
+	switch (arguments->number) {
 	case CALL_READ:
-		direction = DIRECTION_RECV, kind = KIND_BUFFER;
 		break;
 	case CALL_WRITE:
-		direction = DIRECTION_SEND, kind = KIND_BUFFER;
+	case CALL_SENDTO:
+		shape->direction = DIRECTION_SEND;
 		break;
 	case CALL_RECVFROM:
-		direction = DIRECTION_RECV, kind = KIND_BUFFER;
-		flags = arguments.fourth;
-		break;
-	case CALL_SENDTO:
-		direction = DIRECTION_SEND, kind = KIND_BUFFER;
+		shape->flags = arguments->fourth;
 		break;
 	case CALL_READV:
 	case CALL_PREADV2:
-		direction = DIRECTION_RECV, kind = KIND_VECTOR;
+		shape->kind = KIND_VECTOR;
 		break;
 	case CALL_WRITEV:
 	case CALL_PWRITEV2:
-		direction = DIRECTION_SEND, kind = KIND_VECTOR;
+		shape->direction = DIRECTION_SEND, shape->kind = KIND_VECTOR;
 		break;
 	case CALL_RECVMSG:
-		direction = DIRECTION_RECV, kind = KIND_MESSAGE;
-		flags = arguments.third;
+		shape->kind = KIND_MESSAGE;
+		shape->flags = arguments->third;
 		break;
 	case CALL_SENDMSG:
-		direction = DIRECTION_SEND, kind = KIND_MESSAGE;
+		shape->direction = DIRECTION_SEND, shape->kind = KIND_MESSAGE;
 		break;
 	case CALL_RECVMMSG:
-		direction = DIRECTION_RECV, kind = KIND_MESSAGES;
-		flags = arguments.fourth;
+		shape->kind = KIND_MESSAGES;
+		shape->flags = arguments->fourth;
 		break;
 	case CALL_SENDMMSG:
-		direction = DIRECTION_SEND, kind = KIND_MESSAGES;
+		shape->direction = DIRECTION_SEND, shape->kind = KIND_MESSAGES;
 		break;
 	case CALL_SENDFILE:
-		direction = DIRECTION_SEND, kind = KIND_NO_BYTES, reason = REASON_SENDFILE;
+		shape->direction = DIRECTION_SEND, shape->kind = KIND_NO_BYTES, shape->reason = REASON_SENDFILE;
 		break;
-	case CALL_SPLICE:
-		direction = DIRECTION_SEND, kind = KIND_NO_BYTES, reason = REASON_SPLICE;
-		break;
-	case CALL_MMAP:
-		return on_mapping(result, arguments.third, arguments.fifth);
-	/* connect and accept: from here on we know the connection from its first byte, and who is the client. */
-	case CALL_CONNECT:
-		direction = DIRECTION_SEND, kind = KIND_OPENED, role = ROLE_CLIENT;
-		break;
-	case CALL_ACCEPT:
-	case CALL_ACCEPT4:
-		direction = DIRECTION_RECV, kind = KIND_OPENED, role = ROLE_SERVER;
-		descriptor = result;
-		break;
-	case CALL_SHUTDOWN:
-		direction = at == 0 ? DIRECTION_RECV : at == 1 ? DIRECTION_SEND : DIRECTION_BOTH;
-		kind = KIND_SHUTDOWN;
+	case CALL_SPLICE: /* (in, offset, out, ...) */
+		shape->direction = DIRECTION_SEND, shape->kind = KIND_NO_BYTES, shape->reason = REASON_SPLICE;
+		shape->descriptor = arguments->third;
 		break;
 	default:
 		return 0;
 	}
-	if ((result < 0 && kind != KIND_OPENED) || (flags & (MSG_PEEK | MSG_ERRQUEUE)))
-		return 0;
-	task = CURRENT_TASK();
-	pid = LOAD_U32(task, OFFSET_task_struct__tgid);
-	if (pid == AGENT_PID)
-		return 0;
-	if (arguments.number == CALL_SPLICE) {
-		/* splice(in, offset, out, ...): one of the two is the socket. */
-		inode = find_socket(task, &socket, arguments.third);
-		if (!inode) {
-			direction = DIRECTION_RECV;
-			inode = find_socket(task, &socket, descriptor);
-		}
-	} else {
-		inode = find_socket(task, &socket, descriptor);
-	}
-	if (!inode)
-		return 0;
-	connection = kind == KIND_OPENED ? 0 : connections.lookup(&inode);
-	if (kind == KIND_SHUTDOWN) {
-		/* TCP: see on_set_state. */
-		if (connection && !connection->tcp && connection->owner && at <= SHUTDOWN_BOTH - 1)
-			send_closed(inode, bpf_ktime_get_ns(), direction, 0, connection->count[at == 0]);
-		return 0;
-	}
-	if (!connection) {
-		if (!result && kind != KIND_OPENED)
-			return 0;
-		connection = remember(inode, socket, role, kind == KIND_OPENED);
-		if (!connection)
-			return 0;
-	}
-	if (kind == KIND_OPENED)
-		return 0;
+	return 1;
+}
 
-	if (is_compat_call(task))
-		return 0;
+/* What a call is apart from its shape. */
+struct moved {
+	void *task;
+	const void *registers;
+	u64 inode;
+	u64 third; /* argument */
+	u64 already; /* bytes that the same call moved before */
+	u32 pid;
+	u32 bytes; /* 0: the end of what the peer sends */
+	u32 segments; /* vectors or messages */
+	u32 skipped; /* bytes that were taken out of the socket before, unseen */
+};
+
+#ifdef SOCKET_EVENTS
+static __always_inline void take_skipped(struct workspace *w, struct ledger *ledger, struct connection *connection,
+					 const struct moved *moved) {
+	begin_call(&w->call, moved->inode, moved->skipped, DIRECTION_RECV);
+	w->call.first_position = connection->count[DIRECTION_RECV];
+	w->call.after_loss = 0;
+	lock_xadd(&connection->count[DIRECTION_RECV], moved->skipped);
+	if (connection->owner)
+		send_piece(w, ledger, 0, moved->skipped, REASON_SPLICE, 0);
+	else
+		account(ledger, ROW_NOT_HTTP, 1, moved->skipped);
+}
+#define SKIPPED(moved) ((moved)->skipped)
+#else
+#define SKIPPED(moved) 0
+#endif
+
+static __always_inline void account_all(struct ledger *ledger, u32 row, const struct moved *moved) {
+	account(ledger, row, (moved->bytes > 0) + (SKIPPED(moved) > 0), moved->bytes + SKIPPED(moved));
+}
+
+/* Ends by calling another program, or when all is accounted for. */
+static __always_inline void take_call(void *ctx, const struct shape *shape, const struct moved *moved,
+				      struct connection *connection) {
+	struct workspace *w = find_workspace();
+	struct ledger *ledger = find_ledger();
+	struct call *call;
+	u8 direction = shape->direction;
+	u32 kind = shape->kind, result = moved->bytes;
+	u64 inode = moved->inode;
+	u8 reason = shape->reason;
+
 	if (TLS_PROBES && !connection->library && result > 0 &&
 	    (connection->verdict == VERDICT_TLS || connection->verdict == VERDICT_UNDECIDED))
-		note_socket((const void *)ctx->args[0], pid, LOAD_U32(task, OFFSET_task_struct__pid), inode);
-	w = find_workspace();
-	ledger = find_ledger();
+		note_socket(moved->registers, moved->pid, LOAD_U32(moved->task, OFFSET_task_struct__pid), inode);
 	if (!w || !ledger)
-		return 0;
+		return;
 	call = &w->call;
-	if (kind == KIND_MESSAGES) {
-		/* The result is a count of messages; their lengths stand behind each. */
-		messages = result;
-		result = 0;
-		for (i = 0; i < MESSAGES_MAX; i++) {
-			if (i >= messages)
-				break;
-			u32 length = 0;
-
-			copy_from_user(&length, sizeof(length), (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
-			result += length;
-		}
-	}
-	if (result > 0) {
-		ledger->rows[ROW_TOTAL].calls++;
-		ledger->rows[ROW_TOTAL].bytes += result;
-	}
+	account_all(ledger, ROW_TOTAL, moved);
 #ifdef FILTER_PROCESS
-	if (!current_watched(pid)) {
-		account(ledger, ROW_FILTERED, result > 0, result);
-		return 0;
+	if (!current_watched(moved->pid)) {
+		account_all(ledger, ROW_FILTERED, moved);
+		return;
 	}
 #endif
 #ifdef FILTER_PORT
 	if (connection->filtered) {
-		account(ledger, ROW_FILTERED, result > 0, result);
-		return 0;
+		account_all(ledger, ROW_FILTERED, moved);
+		return;
 	}
 #endif
 	if (connection->verdict > VERDICT_HTTP2 && !connection->hello_left[direction & 1]) {
-		account(ledger, uncopied_row(connection), result > 0, result);
-		return 0;
+		account_all(ledger, uncopied_row(connection), moved);
+		return;
 	}
 	call->time_ns = bpf_ktime_get_ns();
-	call->pid = pid;
-	call->tid = LOAD_U32(task, OFFSET_task_struct__pid);
+	call->pid = moved->pid;
+	call->tid = LOAD_U32(moved->task, OFFSET_task_struct__pid);
+#ifdef SOCKET_EVENTS
+	if (moved->skipped)
+		take_skipped(w, ledger, connection, moved);
+#endif
 	if (connection->tcp) {
-		call->first_position = position_after(connection->sk, direction) - (u32)result;
+		call->first_position = position_after(connection->sk, direction) - result;
 	} else {
 		call->first_position = connection->count[direction & 1];
-		lock_xadd(&connection->count[direction & 1], (u32)result);
+		lock_xadd(&connection->count[direction & 1], result);
 	}
 	if (!result) {
 		/* End of the stream; not so when nothing was asked for. */
-		if (direction == DIRECTION_RECV && connection->owner && (kind != KIND_BUFFER || arguments.third))
+		if (direction == DIRECTION_RECV && connection->owner && (kind != KIND_BUFFER || moved->third))
 			send_closed(inode, call->time_ns, DIRECTION_RECV, 0, call->first_position);
-		return 0;
+		return;
 	}
 
 	/* Joined in the middle, it begins with the call that shows that it is HTTP. */
@@ -1015,17 +998,17 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 
 	begin_call(call, inode, result, direction);
 	/* TCP discards what it would have copied; UNIX sockets know no such flag. */
-	if (direction == DIRECTION_RECV && (flags & MSG_TRUNC) && connection->tcp)
+	if (direction == DIRECTION_RECV && (shape->flags & MSG_TRUNC) && connection->tcp)
 		kind = KIND_NO_BYTES, reason = REASON_UNREADABLE;
 	call->kind = kind;
 	call->reason = reason;
 	call->probe = 0;
-	call->second = at;
-	call->third = arguments.third;
-	call->count = kind == KIND_MESSAGE ? 1 : kind == KIND_MESSAGES ? messages : arguments.third;
+	call->second = shape->at;
+	call->third = moved->third;
+	call->already = moved->already;
+	call->count = moved->segments;
 	programs.call(ctx, is_http(connection) ? PROGRAM_DELIVER : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
-	return 0;
 }
 
 /* --- the end of a TCP connection ----------------------------------------------------------------------------------- */
@@ -1063,7 +1046,7 @@ int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	/* close() sets both before it changes the state. Without it the socket is still there: after a reset, or after
 	 * both sides' FIN, what has arrived can still be read. */
-	bpf_probe_read_kernel(&shutdown, sizeof(shutdown), sk + OFFSET_sock__sk_shutdown);
+	copy_from_kernel(&shutdown, sizeof(shutdown), sk + OFFSET_sock__sk_shutdown);
 	gone = (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
 	if (state == TCP_CLOSE && (before == TCP_FIN_WAIT2 || before == TCP_CLOSING || before == TCP_LAST_ACK))
 		gone = 0; /* it ended by itself; closed ones have no socket any more */
@@ -1098,7 +1081,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx) {
 	send_notice(
 		NOTICE_EXECUTED,
 		read_pointer(read_pointer((void *)ctx->args[0] + OFFSET_task_struct__mm) + OFFSET_mm_struct__exe_file),
-		0);
+		0, 1);
 	return 0;
 }
 
@@ -1112,7 +1095,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx) {
 	processes.delete(&pid);
 	watched_pids.delete(&pid);
 	wrapped_processes.delete(&pid);
-	send_notice(NOTICE_EXITED, 0, 0);
+	send_notice(NOTICE_EXITED, 0, 0, 0);
 	return 0;
 }
 
@@ -1127,6 +1110,8 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx) {
 		u32 copy = *flags;
 
 		watched_pids.update(&child, &copy);
+		if (copy & FILTER_INCLUDE)
+			send_notice(NOTICE_FORKED, 0, 0, 1);
 	}
 	return 0;
 }

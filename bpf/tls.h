@@ -115,11 +115,14 @@ static __always_inline int take_place(struct place *place) {
 
 /* The descriptor's socket, remembered as a connection. */
 static __always_inline u64 socket_of_descriptor(const struct probe_hit *hit, u32 descriptor) {
-	void *socket;
+	void *socket, *sk;
 	u64 inode = find_socket(hit->task, &socket, descriptor);
 
-	if (inode && !connections.lookup(&inode) && !remember(inode, socket, ROLE_UNKNOWN, 0))
-		return 0;
+	if (inode && !connections.lookup(&inode)) {
+		sk = stream_sock(socket);
+		if (!sk || !remember(inode, sk, ROLE_UNKNOWN, 0))
+			return 0;
+	}
 	return inode;
 }
 

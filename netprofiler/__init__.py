@@ -2,7 +2,7 @@
 
 The map, in the order in which bytes travel:
 
-    bpf/*.h                the kernel side: sys_exit -> socket -> verdict -> ring buffer (bpf/events.h is the ABI)
+    bpf/*.h                the kernel side: call -> socket -> verdict -> ring buffer (bpf/events.h is the ABI)
     sources/kernel.py      loads and attaches it, reads the ring: yields batches of raw records, as the kernel wrote them
     sources/recording.py   the same batches from a file;  sources/pcap.py makes such batches from a packet capture
     wire.py                raw records <-> events; the only mirror of bpf/events.h

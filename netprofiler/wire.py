@@ -83,6 +83,7 @@ NOTICE: Final = Struct("<IIQQI4x")
 NOTICE_EXECUTED: Final = 1
 NOTICE_MAPPED: Final = 2
 NOTICE_EXITED: Final = 3
+NOTICE_FORKED: Final = 4
 
 
 class Notice(NamedTuple):

@@ -16,7 +16,7 @@ import platform
 import re
 import resource
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,9 @@ INSTRUCTION: Final = struct.Struct("<BBhi")
 """struct bpf_insn: operation, registers (destination, and from bit 4 on source), offset, immediate."""
 LOAD_IMM64: Final = 0x18
 """BPF_LD | BPF_IMM | BPF_DW: the one operation of two instructions; the second one has the number's upper half."""
+CALL: Final = 0x85
+"""BPF_JMP | BPF_CALL: of a helper; with PSEUDO_KFUNC_CALL as its source, of a function of the kernel."""
+PSEUDO_KFUNC_CALL: Final = 2
 PSEUDO_MAP_FD: Final = 1
 """As the source of LOAD_IMM64: the immediate is a map's descriptor, in the code of an `Object` its place in `maps`."""
 
@@ -284,20 +287,26 @@ class Object:
     """Which one of several ways to compile it (sources/kernel.py)."""
 
 
+def _instructions(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Where each is, its operation, registers, offset, immediate."""
+    at = 0
+    while at < len(code):
+        operation, registers, offset, immediate = INSTRUCTION.unpack_from(code, at)
+        yield at, operation, registers, offset, immediate
+        at += INSTRUCTION.size * (2 if operation == LOAD_IMM64 else 1)
+
+
 def relocate(code: bytes, places: Mapping[int, int]) -> bytes:
     """The code with each reference to a map replaced as `places` says. Raises `ValueError` where that does not know one, or
     where something else than a map is referred to.
     """
     out = bytearray(code)
-    at = 0
-    while at < len(code):
-        operation, registers, offset, number = INSTRUCTION.unpack_from(code, at)
+    for at, operation, registers, offset, number in _instructions(code):
         source = registers >> 4
         if operation == LOAD_IMM64 and source:
             if source != PSEUDO_MAP_FD or number not in places:
                 raise ValueError(f"a reference of kind {source} to {number}")
             INSTRUCTION.pack_into(out, at, operation, registers, offset, places[number])
-        at += INSTRUCTION.size * (2 if operation == LOAD_IMM64 else 1)
     return bytes(out)
 
 
@@ -305,15 +314,21 @@ def replace_immediate(code: bytes, marker: int, number: int) -> tuple[bytes, int
     """The code with another number in the place of an immediate that stands for it, and in how many places it did."""
     out = bytearray(code)
     count = 0
-    at = 0
-    while at < len(code):
-        operation, registers, offset, immediate = INSTRUCTION.unpack_from(code, at)
+    for at, operation, registers, offset, immediate in _instructions(code):
         is_map = operation == LOAD_IMM64 and registers >> 4
         if immediate == marker and not is_map:
             INSTRUCTION.pack_into(out, at, operation, registers, offset, number)
             count += 1
-        at += INSTRUCTION.size * (2 if operation == LOAD_IMM64 else 1)
     return bytes(out), count
+
+
+def replace_call(code: bytes, marker: int, function: int) -> bytes:
+    """The code with calls of a function of the kernel (its BTF id) in place of calls of a helper of the marker's number."""
+    out = bytearray(code)
+    for at, operation, registers, offset, immediate in _instructions(code):
+        if operation == CALL and not registers and immediate == marker:
+            INSTRUCTION.pack_into(out, at, operation, PSEUDO_KFUNC_CALL << 4, offset, function)
+    return bytes(out)
 
 
 @dataclass(frozen=True, slots=True)

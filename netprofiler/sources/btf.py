@@ -1,8 +1,9 @@
-"""Offsets of kernel structures, read from the running kernel's BTF by libbpf.
+"""What the running kernel says of itself in its BTF, read by libbpf.
 
-Contract: `member_offsets(paths)` maps each ``struct.member`` to its offset in bytes, looking into anonymous members;
-a structure or member that this kernel has not raises `CommandError` (exit status 3), naming it. libbpf is a dependency
-of the distribution's BCC, so it is there wherever BCC is. About 10 ms, nearly all of it libbpf reading the BTF.
+Contract: `KernelTypes` is opened with `with`. `member_offsets(paths)` maps each ``struct.member`` to its offset in bytes,
+looking into anonymous members; a structure or member that this kernel has not raises `CommandError` (exit status 3), naming
+it. `struct_id`, `function_id` and `has_tracepoint` answer None and False for what is not there. libbpf is a dependency of
+the distribution's BCC, so it is there wherever BCC is. About 10 ms, nearly all of it libbpf reading the BTF.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import ctypes.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from netprofiler.errors import CommandError
 
@@ -19,6 +20,8 @@ BTF_PATH = Path("/sys/kernel/btf/vmlinux")
 
 _KIND_STRUCT = 4
 _KIND_UNION = 5
+_KIND_TYPEDEF = 8
+_KIND_FUNCTION = 12
 _MAX_DEPTH = 8  # anonymous structs in unions in structs: three levels are known
 
 
@@ -54,19 +57,65 @@ def _load_libbpf() -> ctypes.CDLL:
     raise CommandError("libbpf.so is missing: install it with `apt-get install libbpf1`", exit_code=3)
 
 
-class _KernelTypes:
+ONE_ARCHITECTURE: Final = frozenset(("thread_info.status",))
+"""Named in bpf/arch.h for x86-64 alone: left out where they are not."""
+
+
+class KernelTypes:
+    """See above. Raises `CommandError` where there is no BTF."""
+
     def __init__(self) -> None:
+        if not BTF_PATH.is_file():
+            raise CommandError(
+                f"this kernel shows no BTF: {BTF_PATH} is missing"
+                " (CONFIG_DEBUG_INFO_BTF=y is needed, or /sys must be mounted)",
+                exit_code=3,
+            )
         self._lib = _load_libbpf()
         self._btf = self._lib.btf__load_vmlinux_btf()
         if not self._btf or self._lib.libbpf_get_error(ctypes.c_void_p(self._btf)):
             raise CommandError(f"{BTF_PATH} could not be read as BTF", exit_code=3)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._lib.btf__free(self._btf)
 
-    def offset(self, struct: str, member: str) -> int | None:
-        type_id = self._lib.btf__find_by_name_kind(self._btf, struct.encode(), _KIND_STRUCT)
-        return self._find(type_id, member.encode(), 0) if type_id > 0 else None
+    def member_offsets(self, paths: Iterable[str]) -> dict[str, int]:
+        """``["task_struct.files", …]`` → offsets in bytes."""
+        offsets: dict[str, int] = {}
+        missing = []
+        for path in paths:
+            struct, member = path.split(".")
+            offset = self._offset(struct, member)
+            if offset is not None:
+                offsets[path] = offset
+            elif path not in ONE_ARCHITECTURE:
+                missing.append(path)
+        if missing:
+            raise CommandError(
+                f"this kernel's BTF has no {', '.join(missing)}: netprofiler does not know it", exit_code=3
+            )
+        return offsets
+
+    def struct_id(self, name: str) -> int | None:
+        return self._find_id(name, _KIND_STRUCT)
+
+    def function_id(self, name: str) -> int | None:
+        return self._find_id(name, _KIND_FUNCTION)
+
+    def has_tracepoint(self, name: str) -> bool:
+        """Every tracepoint has a type for the functions that are called at it."""
+        return self._find_id(f"btf_trace_{name}", _KIND_TYPEDEF) is not None
+
+    def _find_id(self, name: str, kind: int) -> int | None:
+        number: int = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+        return number if number > 0 else None
+
+    def _offset(self, struct: str, member: str) -> int | None:
+        type_id = self.struct_id(struct)
+        return None if type_id is None else self._find(type_id, member.encode(), 0)
 
     def _members(self, type_id: int) -> Iterator[tuple[bytes, int, int]]:
         header = self._lib.btf__type_by_id(self._btf, type_id).contents
@@ -90,31 +139,7 @@ class _KernelTypes:
         return None
 
 
-ONE_ARCHITECTURE: Final = frozenset(("thread_info.status",))
-"""Named in bpf/arch.h for x86-64 alone: left out where they are not."""
-
-
 def member_offsets(paths: Iterable[str]) -> dict[str, int]:
-    """``["task_struct.files", …]`` → offsets in bytes of the running kernel."""
-    if not BTF_PATH.is_file():
-        raise CommandError(
-            f"this kernel shows no BTF: {BTF_PATH} is missing (CONFIG_DEBUG_INFO_BTF=y is needed, or /sys must be mounted)",
-            exit_code=3,
-        )
-    types = _KernelTypes()
-    try:
-        offsets: dict[str, int] = {}
-        missing = []
-        for path in paths:
-            struct, member = path.split(".")
-            offset = types.offset(struct, member)
-            if offset is None:
-                if path not in ONE_ARCHITECTURE:
-                    missing.append(path)
-            else:
-                offsets[path] = offset
-    finally:
-        types.close()
-    if missing:
-        raise CommandError(f"this kernel's BTF has no {', '.join(missing)}: netprofiler does not know it", exit_code=3)
-    return offsets
+    """`KernelTypes.member_offsets`, for who wants nothing else."""
+    with KernelTypes() as types:
+        return types.member_offsets(paths)

@@ -1,9 +1,9 @@
 """Which files with TLS in them are in use, by which processes; and their probes, from the first process to the last.
 
-Contract: `Discovery` is told by its owner what the kernel side sees (`executed`, `mapped`, `exited`) and asked to go on
-(`poll`), all from one thread. None of these blocks: what opens, reads or analyses a file, or reads the mappings of a
-process, is done by a worker thread; what takes probes away (the kernel waits 20 to 40 ms for each link) by others. Probes
-are attached in `poll`, from results. Nothing here raises because of what a process or a file does.
+Contract: `Discovery` is told by its owner what the kernel side sees (`attend`) and asked to go on (`poll`), all from one
+thread. None of these blocks: what opens, reads or analyses a file, or reads the mappings of a process, is done by a worker
+thread; what takes probes away (the kernel waits 20 to 40 ms for each link) by others. Probes are attached in `poll`, from
+results. Nothing here raises because of what a process or a file does.
 
 1. A file is named as the kernel names it, by the device of its file system (``i_sb->s_dev``: major << 20 | minor) and its
    inode: so do the events and /proc/PID/maps. stat(2) gives another device on btrfs and overlayfs, and is not asked.
@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from netprofiler import wire
 from netprofiler.sources.mapped_files import (
     FILE_MAX_BYTES,
     ChangeWatch,
@@ -245,8 +246,10 @@ _LIKE_TLS: Final = re.compile(r"/lib(?:ssl|gnutls|nspr4)")
 class _Worker:
     """Looks into files: all that may take long. One thread; `look` is also called before it is started."""
 
-    def __init__(self, analyse: Callable[[str], Analysis]) -> None:
+    def __init__(self, analyse: Callable[[str], Analysis], only: frozenset[int] | None = None) -> None:
         self._analyse = analyse
+        self.only = only
+        """Surveys look at these processes."""
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.results: queue.Queue[_Result] = queue.Queue(RESULTS_MAX)
         self._analyses: OrderedDict[bytes, Analysis] = OrderedDict()
@@ -297,7 +300,7 @@ class _Worker:
         self._preparing.clear()
 
     def _prepare(self) -> None:
-        for root in _roots():
+        for root in _roots() if self.only is None else ():
             for path in linked_tls_libraries(root):
                 if not self._preparing.is_set():
                     return
@@ -309,7 +312,7 @@ class _Worker:
                     self._drop(self.look(handle, ()))
                 finally:
                     os.close(handle)
-        _, mappings = _mapped_files()
+        _, mappings = _mapped_files(self.only)
         for key in sorted(mappings, key=lambda key: not _LIKE_TLS.search(mappings[key][0][1].path)):
             if not self._preparing.is_set():
                 return
@@ -345,7 +348,7 @@ class _Worker:
     def _survey(self, known: dict[Key, _Known]) -> None:
         known = {**self._prepared, **known}
         self._prepared = {}
-        users, mappings = _mapped_files()
+        users, mappings = _mapped_files(self.only)
         # What is called like a TLS library first.
         for key in sorted(users, key=lambda key: not _LIKE_TLS.search(mappings[key][0][1].path)):
             self._do_what_came()
@@ -438,12 +441,12 @@ def _roots() -> list[Path]:
     return [Path("/")]
 
 
-def _mapped_files() -> tuple[dict[Key, set[int]], dict[Key, list[tuple[int, Mapping]]]]:
-    """Every file that a process has mapped to be executed → its users, and some of its mappings."""
+def _mapped_files(only: frozenset[int] | None) -> tuple[dict[Key, set[int]], dict[Key, list[tuple[int, Mapping]]]]:
+    """Every file that a process (one of these) has mapped to be executed → its users, and some of its mappings."""
     mappings: dict[Key, list[tuple[int, Mapping]]] = {}
     users: dict[Key, set[int]] = {}
     own = os.getpid()
-    for pid in processes():
+    for pid in processes() if only is None else only:
         if pid == own:
             continue
         for mapping in parse_maps(read_maps(pid)):
@@ -477,7 +480,8 @@ def _open_mapping(look: _Look) -> int | None:
 
 class Discovery:
     """`analyse` is called in the worker's thread, with a path to open; `attach` in the owner's, with a path that is
-    followed at once. `forget`: the kernel side shall tell again of mappings of this file.
+    followed at once. `forget`: the kernel side shall tell again of mappings of this file. `only`: what none of these processes
+    uses is not attached, until `widen` is called, for probes cost whoever runs into them.
     """
 
     def __init__(
@@ -486,14 +490,16 @@ class Discovery:
         attach: Callable[[str, Finding], Attachment],
         forget: Callable[[int, int], None],
         *,
+        only: frozenset[int] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         linger_ns: int = LINGER_NS,
     ) -> None:
+        self._only = only
         self._clock_ns = clock_ns
         self._attach_finding = attach
         self._forget = forget
         self._linger_ns = linger_ns
-        self._worker = _Worker(analyse)
+        self._worker = _Worker(analyse, only)
         self._closers = ThreadPoolExecutor(CLOSERS, "detach")
         self._files: dict[Key, _File] = {}
         self._plain: OrderedDict[_File, None] = OrderedDict()
@@ -520,15 +526,29 @@ class Discovery:
         self._worker.prepare()
 
     def start(self) -> None:
-        """Attaches the libraries of the linker's cache, then has the worker look at what runs. Events are told from before
-        this call on.
+        """Attaches the libraries of the linker's cache (not with `only`), then has the worker look at what runs. Events are
+        told from before this call on.
         """
         self._worker.end_preparing()
+        if self._only is None:
+            self._attach_linked()
+        self._worker.start()
+        self._survey()
+
+    def widen(self) -> None:
+        """Others than those of `only` are watched as well from now on."""
+        if self._only is None:
+            return
+        self._only = self._worker.only = None
+        for file in list(self._ready):
+            self._drop(file)
+        self._attach_linked()
+        self._survey()
+
+    def _attach_linked(self) -> None:
         for root in _roots():
             for path in linked_tls_libraries(root):
                 self._attach_permanently(path)
-        self._worker.start()
-        self._survey()
 
     def _survey(self) -> None:
         known = {key: (file.stamp, file.digest, file.analysis) for key, file in self._files.items() if file.stamp}
@@ -580,6 +600,18 @@ class Discovery:
         self._closers.shutdown(wait=True)
 
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def attend(self, notices: Iterable[wire.Notice]) -> None:
+        """What processes have begun or ended to use, in the order of the kernel side's notices."""
+        for notice in notices:
+            if notice.kind == wire.NOTICE_EXECUTED:
+                self.executed(notice.pid, notice.device, notice.inode)
+            elif notice.kind == wire.NOTICE_MAPPED:
+                self.mapped(notice.pid, notice.device, notice.inode, notice.address)
+            elif notice.kind == wire.NOTICE_EXITED:
+                self.exited(notice.pid)
+            elif notice.kind == wire.NOTICE_FORKED:
+                self.widen()
 
     def executed(self, pid: int, device: int, inode: int) -> None:
         """The process runs this file now, and has nothing else mapped."""
@@ -699,6 +731,8 @@ class Discovery:
 
     def _join(self, file: _File, pid: int) -> None:
         """The process uses the file."""
+        if self._only is not None and pid not in self._only:
+            return
         if file.permanent or file.state not in (State.WAITING, State.ATTACHED) or pid in file.pids:
             return
         self._idle.pop(file, None)
@@ -779,7 +813,13 @@ class Discovery:
         if is_new:
             unread = {found.library.name.lower() for found in analysis.findings if not found.probes}
             self._counts.blind.update(unread.union(analysis.blind))
-        if readable:
+        if readable and self._only is not None and not file.pids:
+            os.close(seen.descriptor)
+            file.state = State.READY
+            file.reason = "no process that is watched uses it"
+            for key in file.keys:
+                self._forget(*key)
+        elif readable:
             try:
                 self._attach(file, seen.descriptor)
             finally:

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from netprofiler.connection import Command, Ignore
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.sources import bpf
-from netprofiler.sources.btf import member_offsets
+from netprofiler.sources.btf import KernelTypes
 from netprofiler.sources.compiler import ObjectCache, cache_directory, compile_object, object_key
 from netprofiler.sources.probes import Finding, Layout
 from netprofiler.sources.uprobes import AttachError, UprobeLink, attach_probes
@@ -51,6 +52,10 @@ LAYOUTS_MAX: Final = 4096
 SESSIONS_MAX: Final = 65_536
 """TLS sessions, and threads and goroutines in calls of TLS libraries, that the kernel side remembers."""
 FILES_MAX: Final = 16_384
+STEPS_MAX: Final = 16_384
+"""Threads that are in a system call of several steps."""
+INODES_BATCH: Final = 1024
+"""The kernel gives inode numbers to its CPUs in such batches (fs/inode.c: LAST_INO_BATCH)."""
 NOTICE_BYTES: Final = 256 * 1024
 """What happens to processes, between two rounds of the agent: 5,000 notices."""
 
@@ -61,9 +66,20 @@ TRACEPOINTS: Final = {
     b"sched_process_exec": "on_exec",
     b"sched_process_exit": "on_exit",
     b"inet_sock_set_state": "on_set_state",
-    b"sys_exit": "on_sys_exit",
 }
-"""Raw tracepoints → programs, in the order of attaching: what sees traffic comes last. Forks are followed for --pid."""
+"""Raw tracepoints → programs, in the order of attaching. Forks are followed for --pid."""
+SOCKET_TRACEPOINTS: Final = {
+    b"vm_unmapped_area": "on_unmapped_area",
+    b"tcp_rcv_space_adjust": "on_tcp_read",
+    b"sock_recv_length": "on_sock_recv_length",
+    b"sock_send_length": "on_sock_send_length",
+}
+"""What sees traffic comes last. Where there are these (bpf/socket_events.h)."""
+CALL_TRACEPOINTS: Final = {b"sys_exit": "on_sys_exit"}
+"""Else (bpf/sys_exit.h)."""
+CAST: Final = "bpf_rdonly_cast"
+CAST_TYPES: Final = ("list_head", "sk_buff", "tcp_sock", "unix_skb_parms", "unix_sock")
+"""The function of the kernel that bpf/socket_events.h needs, and the structures that it says: BTF_ID_ there."""
 
 TAIL_CALLED: Final = ("on_deliver", "on_undecided", "on_long_call")
 """In the order of bpf/maps.h's PROGRAM_ numbers."""
@@ -76,11 +92,29 @@ PROBE: Final = "on_probe"
 AGENT_PID_MARKER: Final = 0x4E504944
 """What the programs are compiled with as AGENT_PID; the pid takes its place when they are loaded. No pid is so large (PID_MAX_LIMIT
 is 2²²), and nothing else in bpf/ is that number."""
-ASK_AGENT_PID: Final = ("on_sys_exit", PROBE)
+ASK_AGENT_PID: Final = (
+    PROBE,
+    "on_sys_exit",
+    "on_sock_recv_length",
+    "on_sock_send_length",
+    "on_tcp_read",
+    "on_unmapped_area",
+)
 """Programs with that number in them."""
 
-VARIANTS: Final = (("-DDIRECT_READS", "-DRING_QUERY"), ())
-"""Ways to compile, best first: a kernel before 5.11 has not the helper for the first, and another BCC may number its maps otherwise."""
+CAST_MARKER: Final = 0x4E504346
+"""What the programs call in place of CAST."""
+
+VARIANTS: Final = (
+    ("-DSOCKET_EVENTS", "-DDIRECT_READS", "-DRING_QUERY"),
+    ("-DDIRECT_READS", "-DRING_QUERY"),
+    (),
+)
+"""Ways to compile, best first. The first is for Linux 6.3 and later; a kernel before 5.11 has not the helper for the second, and
+another BCC may number its maps otherwise."""
+SOCKET_EVENTS: Final = 0
+DIRECT_READS: Final = 1
+PLAIN: Final = 2
 
 # Keys and values of maps, as bpf/maps.h has them.
 _U16: Final = struct.Struct("<H")
@@ -222,17 +256,61 @@ def put_agent_pid(made: bpf.Object) -> bpf.Object:
     return replace(made, programs=programs)
 
 
+def put_cast(made: bpf.Object, cast: int | None) -> bpf.Object:
+    """The object with calls of CAST, whose BTF id is given, where it was compiled with CAST_MARKER."""
+    if made.variant != SOCKET_EVENTS or cast is None:
+        return made
+    return replace(
+        made, programs={name: bpf.replace_call(code, CAST_MARKER, cast) for name, code in made.programs.items()}
+    )
+
+
+def _new_inodes() -> tuple[int, dict[int, int]]:
+    """From which inode number on sockets are new, and the batches that the CPUs have begun before: batch → the first number of
+    it that is new.
+    """
+    cpus = os.sched_getaffinity(0)
+    begun = {}
+    number = 0
+    try:
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            number = _inode_of_a_socket()
+            begun[number // INODES_BATCH] = number + 1
+        batch = number // INODES_BATCH
+        while number // INODES_BATCH == batch:
+            number = _inode_of_a_socket()
+    finally:
+        os.sched_setaffinity(0, cpus)
+    return number, begun
+
+
+def _inode_of_a_socket() -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+        return os.fstat(made.fileno()).st_ino
+
+
 class KernelSource:
-    """`tls`: load what stands behind probes, too. `direct_reads`: use plain loads where the kernel takes them (bpf/arch.h);
-    False is for comparing the two. `cached`: what was compiled before is used, and what is compiled now is kept; False is for
-    finding out whether it compiles.
+    """`tls`: load what stands behind probes, too. `variant`: the first of VARIANTS to be tried; others than the best are for
+    comparing. `cached`: what was compiled before is used, and what is compiled now is kept; False is for finding out whether
+    it compiles.
     """
 
-    def __init__(self, filters: Filters, *, tls: bool = True, direct_reads: bool = True, cached: bool = True) -> None:
+    def __init__(
+        self, filters: Filters, *, tls: bool = True, variant: int = SOCKET_EVENTS, cached: bool = True
+    ) -> None:
         check_host()
         directory = find_bpf()
         text = assemble(directory, tls=tls)
-        offsets = member_offsets(needed_offsets(text))
+        with KernelTypes() as types:
+            offsets = types.member_offsets(needed_offsets(text))
+            casts = {name: types.struct_id(name) for name in CAST_TYPES}
+            self._cast = types.function_id(CAST)
+            has_socket_events = (
+                self._cast is not None
+                and None not in casts.values()
+                and all(types.has_tracepoint(tracepoint.decode()) for tracepoint in SOCKET_TRACEPOINTS)
+            )
         flags = [
             f"-DPAGE_SIZE={mmap.PAGESIZE}",
             f"-DRING_PAGES={RING_BYTES // mmap.PAGESIZE}",
@@ -244,26 +322,26 @@ class KernelSource:
             f"-DLAYOUTS_MAX={LAYOUTS_MAX}",
             f"-DSESSIONS_MAX={SESSIONS_MAX}",
             f"-DFILES_MAX={FILES_MAX}",
+            f"-DSTEPS_MAX={STEPS_MAX}",
+            f"-DINODES_BATCH={INODES_BATCH}",
             f"-DNOTICE_PAGES={NOTICE_BYTES // mmap.PAGESIZE}",
             f"-DAGENT_PID={AGENT_PID_MARKER}",
+            f"-DCAST_MARKER={CAST_MARKER}",
             "-Wno-unused-function",
         ]
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
+        flags += [f"-DBTF_ID_{name}={number}" for name, number in casts.items()]
         flags += _filter_flags(filters)
         self._filters = filters
         self._tls = tls
-        follows_forks = bool(filters.pids or filters.exclude_pids)
-        self._tracepoints = {
-            tracepoint: name
-            for tracepoint, name in TRACEPOINTS.items()
-            if follows_forks or tracepoint != b"sched_process_fork"
-        }
+        self._follows_forks = bool(filters.pids or filters.exclude_pids)
         self._links: dict[bytes, int] = {}
         bpf.allow_locked_memory()
-        variants = range(0 if direct_reads else 1, len(VARIANTS))
+        variants = range(variant if has_socket_events else max(variant, DIRECT_READS), len(VARIANTS))
         self._loaded = self._compile_and_load(text, flags, directory, variants, cached=cached)
         self._maps = self._loaded.maps
-        self.direct_reads = "-DDIRECT_READS" in VARIANTS[self._loaded.variant]
+        self.variant = self._loaded.variant
+        """Which of VARIANTS it is."""
         for array, program_type in (
             ("programs", bpf.PROG_TYPE_RAW_TRACEPOINT),
             ("probe_programs", bpf.PROG_TYPE_KPROBE),
@@ -298,17 +376,25 @@ class KernelSource:
             return loaded
         raise AssertionError("the last variant has raised")
 
+    def _tracepoints(self, variant: int) -> dict[bytes, str]:
+        all_of_them = TRACEPOINTS | (SOCKET_TRACEPOINTS if variant == SOCKET_EVENTS else CALL_TRACEPOINTS)
+        return {
+            tracepoint: name
+            for tracepoint, name in all_of_them.items()
+            if self._follows_forks or tracepoint != b"sched_process_fork"
+        }
+
     def _load(self, made: bpf.Object) -> bpf.Loaded:
-        behind_tracepoints = (*self._tracepoints.values(), *TAIL_CALLED)
+        behind_tracepoints = (*self._tracepoints(made.variant).values(), *TAIL_CALLED)
         wanted = [bpf.Wanted(name, bpf.PROG_TYPE_RAW_TRACEPOINT) for name in behind_tracepoints]
         if self._tls:
-            # What sys_exit calls is loaded again, as programs for probes: what they call next is in another prog array.
+            # What these call is loaded again, as programs for probes: what they call next is in another prog array.
             wanted += [
                 bpf.Wanted(name, bpf.PROG_TYPE_KPROBE, bpf.TRACE_UPROBE_MULTI, {"programs": "probe_programs"})
                 for name in (PROBE, *TAIL_CALLED)
             ]
         try:
-            return bpf.Loaded(put_agent_pid(made), wanted)
+            return bpf.Loaded(put_cast(put_agent_pid(made), self._cast), wanted)
         except OSError as error:
             raise CommandError(
                 f"the kernel refused the program: {error.strerror}", ExitCode.HOST, remedy="see `netprofiler doctor`"
@@ -355,7 +441,7 @@ class KernelSource:
 
     def attach(self) -> None:
         try:
-            for tracepoint, name in self._tracepoints.items():
+            for tracepoint, name in self._tracepoints(self.variant).items():
                 program = self._loaded.programs[bpf.PROG_TYPE_RAW_TRACEPOINT, name]
                 self._links[tracepoint] = bpf.open_raw_tracepoint(tracepoint, program)
         except OSError as error:
@@ -363,6 +449,11 @@ class KernelSource:
             raise CommandError(
                 f"the kernel refused to attach: {error.strerror}", ExitCode.HOST, remedy="see `netprofiler doctor`"
             ) from error
+        if self.variant == SOCKET_EVENTS:
+            first, begun = _new_inodes()
+            for batch, number in begun.items():
+                self._maps["begun_batches"].update(_U32.pack(batch), _U32.pack(number))
+            self._maps["first_new_inode"].update(_U32.pack(0), _U64.pack(first))
 
     def detach(self) -> None:
         while self._links:

@@ -80,12 +80,13 @@ class Agent:
         stdout: int | None = None,
         own_output: bool = True,
         environment: dict[str, str] | None = None,
+        program: Sequence[str] = (str(NETPROFILER),),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "http.log"
         self.ledger_path = directory / "ledger.json"
         self.stderr_path = directory / "stderr"
-        arguments = [str(NETPROFILER), *verb]
+        arguments = [*program, *verb]
         if own_output:
             arguments += ["--output", str(self.log), "--ledger", str(self.ledger_path)]
         arguments += options

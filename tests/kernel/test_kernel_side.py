@@ -26,10 +26,15 @@ from netprofiler.sources.compiler import ObjectCache, compile_object
 from netprofiler.sources.kernel import (
     AGENT_PID_MARKER,
     ASK_AGENT_PID,
+    DIRECT_READS,
     LAYOUTS_MAX,
+    PLAIN,
     RING_BYTES,
+    SOCKET_EVENTS,
+    SOCKET_TRACEPOINTS,
     TAIL_CALLED,
     TRACEPOINTS,
+    VARIANTS,
     Filters,
     KernelSource,
     find_bpf,
@@ -105,16 +110,18 @@ def capture(source: KernelSource) -> list[wire.Event]:
     return events
 
 
-def test_both_ways_of_reading_kernel_memory_give_the_same() -> None:
-    """Plain loads (bpf/arch.h, DIRECT_READS) and bpf_probe_read_kernel, side by side on the same traffic."""
+def test_all_ways_to_compile_give_the_same() -> None:
+    """Side by side on the same traffic: seen by the sockets or as calls leave the kernel, read by plain loads or by
+    bpf_probe_read_kernel.
+    """
     names: list[set[str]] = []
     seen: list[list[wire.Event]] = []
     with echo() as port:
         filters = Filters(ports=(port,))
-        sources = [KernelSource(filters, direct_reads=direct) for direct in (True, False)]
+        sources = [KernelSource(filters, variant=variant) for variant in range(len(VARIANTS))]
         try:
-            # Linux 5.11 or newer; an older kernel shows that the program falls back by itself.
-            assert [source.direct_reads for source in sources] == [True, False]
+            # Linux 6.3 or newer; an older kernel shows that the program falls back by itself.
+            assert [source.variant for source in sources] == [SOCKET_EVENTS, DIRECT_READS, PLAIN]
             for source in sources:
                 source.attach()
             for size in (0, 10, 5_000, 100_000):
@@ -137,7 +144,7 @@ def test_both_ways_of_reading_kernel_memory_give_the_same() -> None:
                 source.close()
     assert names[0] == {"ProcessSeen", "ConnectionOpened", "DataCaptured", "ConnectionClosed"}
     # Both ends come from two processors: the order between connections may differ.
-    assert sorted(map(repr, seen[0])) == sorted(map(repr, seen[1]))
+    assert sorted(map(repr, seen[0])) == sorted(map(repr, seen[1])) == sorted(map(repr, seen[2]))
 
 
 def test_a_full_ring_is_told_and_counted(tmp_path: Path) -> None:
@@ -245,15 +252,19 @@ def test_what_is_compiled_names_maps_by_their_place(cache: Path) -> None:
     layout = Layout(Library.GO).pack()
     assert bpf.MapFacts("tls_layouts", bpf.MAP_TYPE_ARRAY, 4, len(layout), LAYOUTS_MAX, 0) in made.maps
     assert bpf.MapFacts("events", bpf.MAP_TYPE_RINGBUF, 0, 0, RING_BYTES, 0) in made.maps
-    assert set(made.programs) == {*TRACEPOINTS.values(), *TAIL_CALLED, "on_probe"} - {"on_fork"}
+    assert set(made.programs) == {*TRACEPOINTS.values(), *SOCKET_TRACEPOINTS.values(), *TAIL_CALLED, "on_probe"} - {
+        "on_fork"
+    }
     used = {name: {names[place] for place in map_references(code)} for name, code in made.programs.items()}
-    assert {"connections", "events", "programs", "workspaces", "ledgers"} <= used["on_sys_exit"]
+    assert {"connections", "events", "programs", "workspaces", "ledgers"} <= used["on_sock_recv_length"]
     assert {"tls_layouts", "tls_sessions", "probe_programs"} <= used["on_probe"]
     assert "programs" not in used["on_probe"]
     filters = {"watched_ports", "watched_comms", "watched_executables"}
     assert set().union(*used.values()) == set(names) - filters
     pids = {name: bpf.replace_immediate(code, AGENT_PID_MARKER, 1)[1] for name, code in made.programs.items()}
-    assert {name: count for name, count in pids.items() if count} == dict.fromkeys(ASK_AGENT_PID, 1)
+    assert {name: count for name, count in pids.items() if count} == dict.fromkeys(
+        set(ASK_AGENT_PID) - {"on_sys_exit"}, 1
+    )
     (path,) = cache.iterdir()
     before = path.read_bytes()
     path.unlink()

@@ -106,7 +106,8 @@ class Kernel:
         monkeypatch.setattr(bpf, "Loaded", self.load)
 
     def compile_object(self, _text: str, flags: Sequence[str], _bpf: Path, variant: int) -> bpf.Object:
-        assert ("-DDIRECT_READS" in flags) is (variant == 0)
+        assert ("-DSOCKET_EVENTS" in flags) is (variant == kernel.SOCKET_EVENTS)
+        assert ("-DDIRECT_READS" in flags) is (variant != kernel.PLAIN)
         self.compiled.append(variant)
         return bpf.Object((), {"on_sys_exit": MARKED, "on_probe": MARKED}, variant)
 
@@ -116,12 +117,12 @@ class Kernel:
             raise bpf.ProgramRefused(22, "on_exec: Invalid argument: unknown func")
         return made.variant
 
-    def start(self, *, direct_reads: bool = True, cached: bool = True) -> tuple[object, list[int], list[int]]:
+    def start(self, *, variant: int = 0, cached: bool = True) -> tuple[object, list[int], list[int]]:
         """What is loaded at last; what was compiled, and what was tried, on the way."""
         self.compiled, self.loaded = [], []
         source = KernelSource.__new__(KernelSource)
-        source._tracepoints, source._tls = dict(kernel.TRACEPOINTS), True
-        variants = range(0 if direct_reads else 1, 2)
+        source._follows_forks, source._tls, source._cast = False, True, 1
+        variants = range(variant, len(kernel.VARIANTS))
         loaded = source._compile_and_load("text", [], BPF, variants, cached=cached)
         return loaded, self.compiled, self.loaded
 
@@ -154,14 +155,14 @@ def test_what_was_kept_and_is_refused_now_is_compiled_anew(cache: Path, monkeypa
 
 def test_what_no_kernel_takes_is_an_error_and_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match="the kernel refused the program: on_exec: Invalid argument: unknown func"):
-        Kernel(monkeypatch, refused={0, 1}).start()
+        Kernel(monkeypatch, refused={0, 1, 2}).start()
     assert not cache.exists()
 
 
-def test_the_two_ways_of_reading_are_kept_apart(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ways_to_compile_are_kept_apart(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel_side = Kernel(monkeypatch, refused=set())
     assert kernel_side.start()[0] == 0
-    assert kernel_side.start(direct_reads=False) == (1, [1], [1])
+    assert kernel_side.start(variant=1) == (1, [1], [1])
     assert kernel_side.start() == (0, [], [0])
 
 
