@@ -15,7 +15,7 @@
 
 /* arch/x86: struct pt_regs ... r10, r9, r8, ax, cx, dx, si, di, orig_ax from 56 on. */
 #define REGISTERS_OFFSET 56
-#define CALL_NUMBER_OFFSET 120
+#define NUMBER_OFFSET 120
 struct call_registers {
 	u64 fourth;
 	u64 r9;
@@ -53,7 +53,7 @@ struct call_registers {
  * user_pt_regs is 272 bytes (x0..x30, sp, pc, pstate), then orig_x0 and syscallno. */
 #define REGISTERS_OFFSET 8 /* x1, x2, x3, x4 */
 #define FIRST_ARGUMENT_OFFSET 272
-#define CALL_NUMBER_OFFSET 280
+#define NUMBER_OFFSET 280
 struct call_registers {
 	u64 second;
 	u64 third;
@@ -156,14 +156,14 @@ static __always_inline void load_call_registers(struct call_registers *call, voi
 	call->third = LOAD_U64(registers, REGISTERS_OFFSET + 40);
 	call->second = LOAD_U64(registers, REGISTERS_OFFSET + 48);
 	call->first = LOAD_U64(registers, REGISTERS_OFFSET + 56);
-	call->number = LOAD_U64(registers, CALL_NUMBER_OFFSET);
+	call->number = LOAD_U64(registers, NUMBER_OFFSET);
 #elif defined(__aarch64__)
 	call->second = LOAD_U64(registers, REGISTERS_OFFSET);
 	call->third = LOAD_U64(registers, REGISTERS_OFFSET + 8);
 	call->fourth = LOAD_U64(registers, REGISTERS_OFFSET + 16);
 	call->fifth = LOAD_U64(registers, REGISTERS_OFFSET + 24);
 	call->first = LOAD_U64(registers, FIRST_ARGUMENT_OFFSET);
-	call->number = LOAD_U32(registers, CALL_NUMBER_OFFSET);
+	call->number = LOAD_U32(registers, NUMBER_OFFSET);
 #endif
 }
 #endif

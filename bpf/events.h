@@ -48,7 +48,8 @@
 #define REASON_OVER_LIMIT 1 /* more than is copied of one call, or in a part that the user side said to skip */
 #define REASON_SENDFILE 2
 #define REASON_SPLICE 3
-#define REASON_UNREADABLE 4 /* the memory could not be read, or the call discarded the data (MSG_TRUNC) */
+#define REASON_UNREADABLE 4 /* not readable memory, data that the call discarded (MSG_TRUNC), a 32-bit program */
+#define REASON_IO_URING 5 /* moved for the thread (io_uring, aio), not by the call that it is in */
 
 #define ROLE_UNKNOWN 0
 #define ROLE_CLIENT 1

@@ -86,7 +86,8 @@ struct process {
 #define ROW_TUNNEL 5
 #define ROW_OVER_LIMIT 6
 #define ROW_LOST 7
-#define ROWS 8
+#define ROW_UNREADABLE 8
+#define ROWS 9
 struct row {
 	u64 calls;
 	u64 bytes;

@@ -244,7 +244,7 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	struct connection *connection;
 	u64 thread;
 	u16 family;
-	u8 is_known;
+	u8 is_known, is_compat;
 
 	moved.task = CURRENT_TASK();
 	moved.registers = task_registers(moved.task);
@@ -259,8 +259,10 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	moved.inode = find_inode(sk, &file);
 	if (moved.pid == AGENT_PID || !moved.inode)
 		return 0;
-	/* The kernel may work on a socket for another one than the calling thread: io_uring, aio. */
-	is_known = find_shape(&arguments, &shape) && shape.direction == direction && !is_compat_call(moved.task) &&
+	/* The kernel may work on a socket for another one than the calling thread: io_uring, aio. Of a 32-bit program the
+	 * registers mean something else. */
+	is_compat = is_compat_call(moved.task);
+	is_known = find_shape(&arguments, &shape) && shape.direction == direction && !is_compat &&
 		   find_file(moved.task, shape.descriptor) == file;
 	thread = (u64)moved.pid << 32 | LOAD_U32(moved.task, OFFSET_task_struct__pid);
 	moved.segments = arguments.third;
@@ -276,6 +278,8 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	if (!connection || connection->sk != sock) {
 		if (!result)
 			return 0;
+		if (connection) /* of another socket, which had this number */
+			connections.delete(&moved.inode);
 		connection = remember_event(moved.inode, sk, family, direction, result);
 		if (!connection)
 			return 0;
@@ -286,7 +290,7 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	}
 	if (!is_known) {
 		shape.kind = KIND_NO_BYTES;
-		shape.reason = REASON_UNREADABLE;
+		shape.reason = is_compat ? REASON_UNREADABLE : REASON_IO_URING;
 		shape.direction = direction;
 	}
 	shape.flags = flags;

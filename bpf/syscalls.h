@@ -450,6 +450,12 @@ static __always_inline u32 uncopied_row(const struct connection *connection) {
 	return connection->verdict == VERDICT_TLS ? ROW_TLS : ROW_NOT_HTTP;
 }
 
+/* Of a call on a connection of which it is not known what it speaks, nor will be by this call. */
+static __always_inline u32 undecided_row(const struct connection *connection, u8 reason) {
+	return reason >= REASON_UNREADABLE && connection->verdict == VERDICT_UNDECIDED ? ROW_UNREADABLE
+										       : uncopied_row(connection);
+}
+
 /* Look at the first bytes of what was sent or received; may decide what the connection speaks.
  * Returns 1 when the bytes are to be copied (HTTP, or so few that it cannot be told yet). */
 static __always_inline int judge(struct workspace *w, struct connection *connection) {
@@ -763,7 +769,7 @@ static __always_inline void decide(void *ctx, struct workspace *w, struct ledger
 		account(ledger, ROW_LOST, 1, w->call.total);
 		return;
 	}
-	account(ledger, uncopied_row(connection), 1, w->call.total);
+	account(ledger, undecided_row(connection, w->call.reason), 1, w->call.total);
 	if (!w->call.probe && connection->hello_left[w->call.direction & 1] && w->call.kind != KIND_NO_BYTES)
 		send_handshake(w, ledger, connection);
 }

@@ -20,7 +20,7 @@ from netprofiler import wire
 from netprofiler.counters import Counters, Row
 from netprofiler.exchange import Completeness, Direction, Head, Link, Message, Process, Role
 from netprofiler.pairing import Pairing
-from netprofiler.protocols.base import BUDGET, Conversation
+from netprofiler.protocols.base import BUDGET, SENT_FROM_FILES, Conversation, note_missing
 from netprofiler.protocols.http1 import (
     CHUNKED,
     MAX_HEAD_BYTES,
@@ -128,7 +128,10 @@ _REASON_NAMES: Final = {
     wire.REASON_SENDFILE: "sendfile",
     wire.REASON_SPLICE: "splice",
     wire.REASON_UNREADABLE: "unknown",
+    wire.REASON_IO_URING: "io_uring",
 }
+
+_UNREADABLE: Final = (wire.REASON_UNREADABLE, wire.REASON_IO_URING)
 
 _LEFT_OVER: Final = {_State.TUNNEL: "tunnel", _State.CONVERSATION: "recorded"}
 """Rows of what is in hand when a direction ends; of a conversation that can only be calls whose bytes were not seen."""
@@ -425,7 +428,7 @@ class Connection:
         if segment.reason:
             if segment.payload and reader.keeping and reader.message is not None and reader.state is _State.LENGTH:
                 self._keep(reader, segment.payload[: min(segment.length, reader.remaining)])
-            row = "unreadable" if segment.reason == wire.REASON_UNREADABLE else wire.REASONS[segment.reason]
+            row = "unreadable" if segment.reason in _UNREADABLE else wire.REASONS[segment.reason]
             # The call itself stays with the message.
             self.shared.counters.rows[row].bytes += segment.length
             reader.unattributed -= segment.length
@@ -709,7 +712,6 @@ class Connection:
                 self.link,
                 request_direction=self.request_direction,
                 number=self.pairing.count if request is None else request.number,
-                request=None if request is None else request.head,
                 response=head,
             )
         if protocol == "h2c":
@@ -894,7 +896,7 @@ class Connection:
             self.conversation.missing(reader.direction, length, why, time_ns, start[:length])
             return
         if state in (_State.LENGTH, _State.CHUNK_DATA) and message is not None and length <= reader.remaining:
-            self._note_missing(reader, message, length, reason)
+            self._miss(reader, message, length, reason)
             message.end_ns = time_ns
             reader.remaining -= length
             if not reader.remaining:
@@ -904,7 +906,7 @@ class Connection:
                     reader.state = _State.CHUNK_END
             return
         if state is _State.UNTIL_CLOSE and message is not None:
-            self._note_missing(reader, message, length, reason)
+            self._miss(reader, message, length, reason)
             message.end_ns = time_ns
             return
         # A message may have begun in there.
@@ -912,18 +914,18 @@ class Connection:
             if reason == wire.REASON_OVER_LIMIT:
                 reason = _BUDGET
             if state is _State.LENGTH:
-                self._note_missing(reader, message, reader.remaining, reason)
+                self._miss(reader, message, reader.remaining, reason)
             else:
                 # How much of it belonged to this message nobody knows: its sizes stay at what was seen.
                 seen, body = message.stream_bytes, message.body_bytes
-                self._note_missing(reader, message, length, reason)
+                self._miss(reader, message, length, reason)
                 message.stream_bytes, message.body_bytes = seen, body
             self._cut_short(reader, Completeness.GAP, "gap")
         else:
             self._lose(reader, "unparsed")
         self._uncertain(reader)
 
-    def _note_missing(self, reader: _Reader, message: Message, length: int, reason: int) -> None:
+    def _miss(self, reader: _Reader, message: Message, length: int, reason: int) -> None:
         reader.keeping = False
         message.stream_bytes += length
         message.body_bytes += length
@@ -932,12 +934,7 @@ class Connection:
                 message.completeness = Completeness.TRUNCATED
             return
         message.completeness = Completeness.GAP
-        message.missing_bytes += length
-        name = _REASON_NAMES[reason]
-        if message.missing_reason in ("", name):
-            message.missing_reason = name
-        else:
-            message.missing_reason = "unknown"
+        note_missing(message, length, _REASON_NAMES[reason])
 
     def _uncertain(self, reader: _Reader) -> None:
         if self.request_direction < 0:
@@ -986,7 +983,7 @@ class Connection:
         message.end_ns = time_ns
         if message.completeness is Completeness.COMPLETE and not reader.keeping:
             message.completeness = Completeness.TRUNCATED
-        lost_some = message.completeness is Completeness.GAP and message.missing_reason not in ("sendfile", "splice")
+        lost_some = message.completeness is Completeness.GAP and message.missing_reason not in SENT_FROM_FILES
         self._emit(reader, message)
         reader.message = None
         reader.skipping = False

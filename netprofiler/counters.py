@@ -19,6 +19,7 @@ KERNEL_ROWS: Final = (
     "tunnel",
     "over_limit",
     "lost",
+    "unreadable",
 )
 """In the order of the ROW_ constants of bpf/maps.h."""
 

@@ -26,6 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 from netprofiler.content import decode as decode_content
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.exchange import Grpc
+from netprofiler.protocols.grpc import PREFIX_BYTES
 from netprofiler.redaction import PLACEHOLDER, Redactor
 
 FILE_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -34,8 +35,6 @@ DECODED_MAX_BYTES: Final = 1024 * 1024
 """Protobuf of one record that is decoded, whatever the body limit: it is what a record may cost in time."""
 TEXT_GROWTH_MAX: Final = 16
 """JSON may be so many times as large as the body limit; usual messages grow to the double. What becomes larger stays as it is."""
-_PREFIX_BYTES: Final = 5
-"""gRPC over HTTP/2, "Length-Prefixed-Message": whether it is compressed, 4 bytes of length."""
 _REMEDY: Final = "write it by `protoc --include_imports --descriptor_set_out=FILE NAME.proto`"
 # What parsing and printing raise for odd bytes: an Any of an unknown type, a time out of range, messages inside of messages.
 _UNREADABLE: Final = (DecodeError, JsonError, TypeError, ValueError, LookupError, OverflowError, RecursionError)
@@ -112,14 +111,14 @@ def _unframe(body: bytes, encoding: str, limit: int) -> tuple[list[bytes], int, 
     """Length-prefixed messages → those that are whole, how many bytes follow them, and whether they fit into the limit."""
     payloads: list[bytes] = []
     at, room = 0, limit
-    while at + _PREFIX_BYTES <= len(body):
+    while at + PREFIX_BYTES <= len(body):
         compressed = body[at]
-        end = at + _PREFIX_BYTES + int.from_bytes(body[at + 1 : at + _PREFIX_BYTES], "big")
+        end = at + PREFIX_BYTES + int.from_bytes(body[at + 1 : at + PREFIX_BYTES], "big")
         if compressed > 1:
             return None
         if end > len(body):
             break
-        payload = body[at + _PREFIX_BYTES : end]
+        payload = body[at + PREFIX_BYTES : end]
         fits = len(payload) <= room
         if fits and compressed:
             decoded = decode_content(payload, (encoding,), room)

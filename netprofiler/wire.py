@@ -52,7 +52,8 @@ REASON_OVER_LIMIT: Final = 1
 REASON_SENDFILE: Final = 2
 REASON_SPLICE: Final = 3
 REASON_UNREADABLE: Final = 4
-REASONS: Final = ("", "over_limit", "sendfile", "splice", "unknown")
+REASON_IO_URING: Final = 5
+REASONS: Final = ("", "over_limit", "sendfile", "splice", "unknown", "io_uring")
 
 ROLE_CLIENT: Final = 1
 ROLE_SERVER: Final = 2

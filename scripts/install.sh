@@ -85,6 +85,13 @@ fi
 if [ ! -x "$venv/bin/netprofiler" ] || ! fits "$stamp-own" "$(own_inputs)"; then
     install_own
 fi
+compile_programs() {  # so that the first start has nothing to compile; where it cannot be done, that start says why
+    "$venv/bin/python" -c '
+from netprofiler.sources.kernel import Filters, KernelSource
+KernelSource(Filters()).close()' 2>/dev/null || true
+}
+
 if [ "$(id -u)" = 0 ]; then
     write_launcher
+    compile_programs
 fi

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from netprofiler import wire
 from netprofiler.counters import LEDGER_ROWS, Counters, make_ledger
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.exchange import WebSocket
@@ -171,7 +170,8 @@ def find_limits(
     if io_urings:
         limits.append(
             Limit(
-                "io_uring", f"{io_urings} open: what is sent and received through it is no system call, and is not seen"
+                "io_uring",
+                f"{io_urings} open: what is sent and received through it is no system call: it is counted at best, and not read",
             )
         )
     by_kind: dict[str, int] = {}
@@ -272,7 +272,8 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
         while monotonic_ns() < until_ns and not (until_settled and discovery.settled):
             source.wait(_ROUND_SECONDS)
             read_all()
-            attend(source, discovery)
+            discovery.attend(source.notices())
+            discovery.poll()
 
     try:
         source.attach()
@@ -305,18 +306,6 @@ def watch(pid: int, seconds: float) -> tuple[Look, list[FileFacts]]:
     finally:
         discovery.close()
         source.close()
-
-
-def attend(source: KernelSource, discovery: Discovery) -> None:
-    """What processes have begun or ended to use."""
-    for notice in source.notices():
-        if notice.kind == wire.NOTICE_EXECUTED:
-            discovery.executed(notice.pid, notice.device, notice.inode)
-        elif notice.kind == wire.NOTICE_MAPPED:
-            discovery.mapped(notice.pid, notice.device, notice.inode, notice.address)
-        elif notice.kind == wire.NOTICE_EXITED:
-            discovery.exited(notice.pid)
-    discovery.poll()
 
 
 def own_rows(counters: Counters, source: KernelSource) -> dict[str, dict[str, int]]:

@@ -17,6 +17,14 @@ from netprofiler.streams import Segment
 
 BUDGET: Final = "budget"
 """A reason of missing bytes: they were over what is copied. A message whose size is known all the same is `truncated`."""
+SENT_FROM_FILES: Final = ("sendfile", "splice")
+"""Reasons for which bytes have a row of the ledger to themselves, and the rest of the message is recorded."""
+
+
+def note_missing(message: Message, length: int, reason: str) -> None:
+    """`length` bytes of the message passed unseen; of several reasons none is the one."""
+    message.missing_bytes += length
+    message.missing_reason = reason if message.missing_reason in ("", reason) else "unknown"
 
 
 class Surroundings(Protocol):

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from netprofiler.exchange import Grpc
 
 _CONTENT_TYPE: Final = "application/grpc"
-_PREFIX_BYTES: Final = 5
-"""Compressed-Flag and Message-Length."""
+PREFIX_BYTES: Final = 5
+"""Before each message: whether it is compressed, and its length ("Length-Prefixed-Message" of gRPC over HTTP/2)."""
 _STATUS_DIGITS_MAX: Final = 9
 """Statuses are 0 to 16."""
 
@@ -89,14 +89,14 @@ class Prefixes:
         at = self._remaining
         size = len(data)
         if self._prefix:
-            missing = _PREFIX_BYTES - len(self._prefix)
+            missing = PREFIX_BYTES - len(self._prefix)
             self._prefix += data[:missing]
-            if len(self._prefix) < _PREFIX_BYTES:
+            if len(self._prefix) < PREFIX_BYTES:
                 return
             at = missing + self._begin(facts, self._prefix, 0)
             self._prefix = b""
-        while at + _PREFIX_BYTES <= size:
-            at += _PREFIX_BYTES + self._begin(facts, data, at)
+        while at + PREFIX_BYTES <= size:
+            at += PREFIX_BYTES + self._begin(facts, data, at)
         if at < size:
             self._prefix = data[at:]
             at = size
@@ -104,7 +104,7 @@ class Prefixes:
 
     @staticmethod
     def _begin(facts: Grpc, data: bytes, at: int) -> int:
-        length = int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
+        length = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
         facts.messages += 1
         facts.message_bytes += length
         return length

@@ -12,6 +12,7 @@ does not depend on the start line, but for HTTP/1.1's Host, which is why the ver
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import h11
@@ -155,9 +156,14 @@ def _lenient_headers(block: bytes) -> list[tuple[bytes, bytes]]:
     return [(name, value.strip(b" \t")) for name, value in headers]
 
 
-def _content_length(values: list[str]) -> int | None:
+def list_items(values: Iterable[str]) -> list[str]:
+    """What the values of a field list (RFC 9110, section 5.6.1), in lower case; an empty one may be among them."""
+    return [part.strip().lower() for value in values for part in value.split(",")]
+
+
+def content_length(values: Iterable[str]) -> int | None:
     """RFC 9112, section 6.3: a list of the same number is that number; anything else is no length."""
-    numbers = {part.strip() for value in values for part in value.split(",")}
+    numbers = set(list_items(values))
     if len(numbers) != 1:
         return None
     number = numbers.pop()
@@ -174,12 +180,12 @@ def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
     by_name: dict[str, list[str]] = {}
     for name, value in headers:
         by_name.setdefault(name.lower(), []).append(value)
-    codings = [part.strip().lower() for value in by_name.get("transfer-encoding", ()) for part in value.split(",")]
+    codings = list_items(by_name.get("transfer-encoding", ()))
     lengths = by_name.get("content-length", [])
-    encodings = [part.strip().lower() for value in by_name.get("content-encoding", ()) for part in value.split(",")]
+    encodings = list_items(by_name.get("content-encoding", ()))
     return Fields(
         headers=headers,
-        content_length=_content_length(lengths) if lengths and not codings else None,
+        content_length=None if codings else content_length(lengths),
         unframed=_is_unframed(is_request, lengths, codings),
         chunked=bool(codings) and codings[-1] == "chunked",
         content_encoding=tuple(
@@ -193,7 +199,7 @@ def _make_fields(block: bytes, is_request: bool, version: bytes) -> Fields:
 def _is_unframed(is_request: bool, lengths: list[str], codings: list[str]) -> bool:
     if codings:
         return is_request and codings[-1] != "chunked"
-    return bool(lengths) and _content_length(lengths) is None
+    return bool(lengths) and content_length(lengths) is None
 
 
 def body_length(head: Head, request_method: str | None) -> int:

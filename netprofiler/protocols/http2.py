@@ -24,8 +24,9 @@ from typing import Final, NamedTuple
 from netprofiler import wire
 from netprofiler.exchange import Completeness, Direction, Fields, Grpc, Head, Link, Message, Role
 from netprofiler.protocols import grpc
-from netprofiler.protocols.base import BUDGET, Surroundings
+from netprofiler.protocols.base import BUDGET, SENT_FROM_FILES, Surroundings, note_missing
 from netprofiler.protocols.header_compression import Block, Decoder, HeaderField
+from netprofiler.protocols.http1 import content_length, list_items
 from netprofiler.streams import POSITION_MASK, Segment
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -101,8 +102,6 @@ _COLLECTED: Final = frozenset((_HEADERS, _RST_STREAM, _PUSH_PROMISE, _GOAWAY, _C
 """Their payload is looked at, whole."""
 
 _NEVER: Final = 1 << 63
-_NOT_GAPS: Final = ("sendfile", "splice")
-"""Reasons for which bytes have a row of the ledger to themselves, and the rest of the message is recorded."""
 
 
 def looks_like_frames(data: bytes) -> bool | None:
@@ -122,9 +121,7 @@ def looks_like_frames(data: bytes) -> bool | None:
         length = high << 16 | low
         if kind > _CONTINUATION or flags & ~_FLAGS[kind] or stream > _STREAM_MASK:
             return False
-        if (kind in _OF_CONNECTION and stream) or (kind in _OF_STREAM and not stream):
-            return False
-        if length != _FIXED_BYTES.get(kind, length) or length < _LEAST_BYTES.get(kind, 0):
+        if not _is_sound(kind, length, stream):
             return False
         if kind == _SETTINGS and (length % 6 or (flags and length)):
             return False
@@ -140,6 +137,13 @@ def looks_like_frames(data: bytes) -> bool | None:
     if at < size and size - at > 3 and data[at + 3] > _CONTINUATION:
         return False
     return True if headers > 1 else None
+
+
+def _is_sound(kind: int, length: int, stream: int) -> bool:
+    """Does a frame of this type belong where it is, and have it a length that it may have (section 6)?"""
+    if kind in (_OF_CONNECTION if stream else _OF_STREAM):
+        return False
+    return length == _FIXED_BYTES.get(kind, length) and length >= _LEAST_BYTES.get(kind, 0)
 
 
 class _Kind(Enum):
@@ -486,20 +490,15 @@ class Http2:
                 return False
         elif kind == _CONTINUATION:
             return False
-        if kind == _DATA:
-            return stream > 0
-        if kind in _OF_CONNECTION:
-            if stream:
-                return False
-        elif not stream and kind in _OF_STREAM:
+        if kind == _PRIORITY:
+            return stream > 0  # section 6.3: a wrong size is an error of the stream only
+        if not _is_sound(kind, length, stream):
             return False
         if kind in _COLLECTED and length > BLOCK_BYTES_MAX:
             if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
                 self._surroundings.counters.heads_cut += 1
             return False
-        if kind == _PRIORITY:
-            return True  # section 6.3: a wrong size is an error of the stream only
-        return length == _FIXED_BYTES.get(kind, length) and length >= _LEAST_BYTES.get(kind, 0)
+        return True
 
     def _pass_through(self, side: _Side, data: bytes, at: int, time_ns: int) -> tuple[int, str]:
         """More of a payload that is not collected → offset behind it, row."""
@@ -870,7 +869,7 @@ class Http2:
             message.completeness = Completeness.PARTIAL
         elif not part.keeping:
             message.completeness = Completeness.TRUNCATED
-        lost_some = message.missing_bytes and message.missing_reason not in _NOT_GAPS
+        lost_some = message.missing_bytes and message.missing_reason not in SENT_FROM_FILES
         self._hand_out(stream, direction, part, "gap" if lost_some else "recorded")
 
     def _cut(self, stream: _Stream, direction: int) -> None:
@@ -1017,7 +1016,7 @@ class Http2:
                 part.prefixes = None
                 counted = False
             if reason != BUDGET or not counted:
-                _note_missing(message, in_body, reason)
+                note_missing(message, in_body, reason)
         if side.ends and not side.remaining:
             self._finish(side.stream, stream, direction, part)
 
@@ -1045,7 +1044,7 @@ class Http2:
             part = stream.parts[direction] if stream is not None else None
             in_body = side.remaining - side.padding
             if part is not None and in_body > 0:
-                _note_missing(part.message, in_body, reason)
+                note_missing(part.message, in_body, reason)
         self._forget_frame(side)
         self._unparsed(left)
         for sid, stream in list(self._streams.items()):
@@ -1113,22 +1112,12 @@ def _without_payload(segment: Segment, position: int) -> Segment:
     return Segment(position, 0, b"", 0, segment.time_ns, segment.pid, segment.tid)
 
 
-def _note_missing(message: Message, length: int, reason: str) -> None:
-    message.missing_bytes += length
-    message.missing_reason = reason if message.missing_reason in ("", reason) else "unknown"
-
-
 def _make_fields(headers: tuple[HeaderField, ...], unknown: int) -> Fields:
-    content_length: int | None = None
-    codings: list[str] = []
-    for name, value in headers:
-        if name == "content-encoding":
-            codings += (part.strip().lower() for part in value.split(","))
-        elif name == "content-length" and value.isascii() and value.isdigit() and len(value) <= 18:
-            content_length = int(value)
+    lengths = [value for name, value in headers if name == "content-length"]
+    codings = list_items(value for name, value in headers if name == "content-encoding")
     return Fields(
         headers=headers,
-        content_length=content_length,
+        content_length=content_length(lengths),
         unframed=False,
         chunked=False,
         content_encoding=tuple(coding for coding in codings if coding and coding != "identity"),

@@ -40,7 +40,7 @@ from wsproto.frame_protocol import (
 )
 
 from netprofiler.exchange import Completeness, Fields, Head, Link, Message, WebSocket
-from netprofiler.protocols.base import BUDGET, Surroundings
+from netprofiler.protocols.base import BUDGET, SENT_FROM_FILES, Surroundings, note_missing
 from netprofiler.streams import POSITION_MASK, Segment
 
 HEADER_MAX_BYTES: Final = 14
@@ -88,7 +88,6 @@ _NAMES: Final[dict[int, str]] = {
     Opcode.PONG: "pong",
 }
 _RESERVED: Final = RSV1_MASK | RSV2_MASK | RSV3_MASK
-_SENT_FROM_FILES: Final = ("sendfile", "splice")
 
 
 def unmask(payload: bytes, key: bytes, offset: int = 0) -> bytes:
@@ -326,7 +325,6 @@ class WebSocketConversation:
         *,
         request_direction: int,
         number: int,
-        request: Head | None,  # noqa: ARG002 - what was offered does not count: what the response took of it does
         response: Head | None,
         fresh: bool = True,
     ) -> None:
@@ -464,24 +462,32 @@ class WebSocketConversation:
             body = unmask(data[at : at + min(length, limit)], key)
             extra = WebSocket(_NAMES[opcode])
         surroundings.counters.recorded.bytes += header + length
-        surroundings.out.append(
-            Message(
-                self._link,
-                side.direction,
-                self._head,
-                surroundings.processes.get(start.pid),
-                start.pid,
-                start.tid,
-                start.time_ns,
-                time_ns,
-                self._number,
-                position,
-                header + length,
-                body,
-                length,
-                completeness=Completeness.TRUNCATED if cut else Completeness.COMPLETE,
-                extra=extra,
-            )
+        message = self._make(side, start, position, extra)
+        message.end_ns = time_ns
+        message.stream_bytes = header + length
+        message.body = body
+        message.body_bytes = length
+        if cut:
+            message.completeness = Completeness.TRUNCATED
+        surroundings.out.append(message)
+
+    def _make(self, side: _Side, start: Segment, position: int, extra: WebSocket) -> Message:
+        """A message that begins with a frame at `position`, in `start`; nothing of it is counted yet."""
+        return Message(
+            self._link,
+            side.direction,
+            self._head,
+            self._surroundings.processes.get(start.pid),
+            start.pid,
+            start.tid,
+            start.time_ns,
+            start.time_ns,
+            self._number,
+            position,
+            0,
+            b"",
+            0,
+            extra=extra,
         )
 
     def _begin_frame(
@@ -496,23 +502,7 @@ class WebSocketConversation:
             side.target = side.data
         else:
             compressed = self._deflate and bool(first & _RESERVED)
-            surroundings = self._surroundings
-            message = Message(
-                self._link,
-                side.direction,
-                self._head,
-                surroundings.processes.get(start.pid),
-                start.pid,
-                start.tid,
-                start.time_ns,
-                start.time_ns,
-                self._number,
-                position,
-                0,
-                b"",
-                0,
-                extra=WebSocket(_NAMES[opcode], inflated=compressed),
-            )
+            message = self._make(side, start, position, WebSocket(_NAMES[opcode], inflated=compressed))
             side.target = _UnderWay(message, compressed, keeping=compressed or not first & _RESERVED)
             if opcode & _CONTROL:
                 side.control = side.target
@@ -579,7 +569,7 @@ class WebSocketConversation:
             message.extra = _closing(bytes(under_way.kept), whole=whole)
         if message.missing_bytes:
             completeness = Completeness.GAP
-            if row == "recorded" and message.missing_reason not in _SENT_FROM_FILES:
+            if row == "recorded" and message.missing_reason not in SENT_FROM_FILES:
                 row = "gap"
         elif completeness is Completeness.COMPLETE:
             cut = side.inflater.cut(limit) if under_way.compressed else message.body_bytes > limit
@@ -604,7 +594,7 @@ class WebSocketConversation:
             target.message.stream_bytes += amount
             target.message.body_bytes += amount
             target.message.end_ns = time_ns
-            self._note_missing(side, target, 0 if reason == BUDGET else amount, reason)
+            self._miss(side, target, 0 if reason == BUDGET else amount, reason)
         if across:
             side.remaining -= length
             if not side.remaining:
@@ -615,15 +605,13 @@ class WebSocketConversation:
             self._end_frame(side)
         if side.data is not None:
             # How much of it belonged to this message nobody knows: its sizes stay at what was seen.
-            self._note_missing(side, side.data, length, reason)
+            self._miss(side, side.data, length, reason)
         self._lose(side, 0, Completeness.GAP, "gap")
 
     @staticmethod
-    def _note_missing(side: _Side, under_way: _UnderWay, length: int, reason: str) -> None:
-        message = under_way.message
+    def _miss(side: _Side, under_way: _UnderWay, length: int, reason: str) -> None:
         if length:
-            message.missing_bytes += length
-            message.missing_reason = reason if message.missing_reason in ("", reason) else "unknown"
+            note_missing(under_way.message, length, reason)
         under_way.keeping = False
         if under_way.compressed:
             side.inflater.forget()

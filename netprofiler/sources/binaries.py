@@ -20,11 +20,11 @@ from typing import Final
 from netprofiler.sources.discovery import FileFacts, State
 from netprofiler.sources.mapped_files import (
     FILE_MAX_BYTES,
-    MAPS_MAX_BYTES,
     Key,
     Mapping,
     parse_maps,
     read_content,
+    read_maps,
 )
 from netprofiler.sources.probes import Analysis
 from netprofiler.sources.processes import PROC
@@ -63,11 +63,7 @@ def mapped_files(pid: int, analyse: Callable[[str], Analysis], proc: Path = PROC
 
 def mappings(pid: int, proc: Path = PROC) -> list[Mapping]:
     """Empty when the process is gone, or is a kernel thread."""
-    try:
-        with (proc / str(pid) / "maps").open("rb") as file:
-            return list(parse_maps(file.read(MAPS_MAX_BYTES)))
-    except OSError:
-        return []
+    return list(parse_maps(read_maps(pid, proc)))
 
 
 def look_into(pid: int, mapping: Mapping, analyse: Callable[[str], Analysis], proc: Path = PROC) -> FileFacts:

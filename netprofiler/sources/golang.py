@@ -28,8 +28,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import capstone
-from capstone import x86_const as x86
 
+from netprofiler.sources.instructions import decode, is_emulated
 from netprofiler.sources.probes import Finding, Layout, Library, Probe, Purpose
 
 Image: TypeAlias = mmap.mmap | bytes
@@ -97,16 +97,14 @@ _RELA: Final = struct.Struct("<QQQ")
 _RELA_BYTES: Final = _RELA.size
 
 
-def _registers(*names: str) -> frozenset[int]:
-    return frozenset(getattr(x86, f"X86_REG_{name}") for name in names)
+_CONN: Final = ("rax", "r14")
+"""What a probe of a method reads: its receiver, and the goroutine (ABIInternal)."""
+_CONN_AND_BYTES: Final = (*_CONN, "rbx", "rcx")
+_DECRYPTED: Final = ("rax", "rbx", "rdi", "rsi", "r14")
+"""What decrypt returned: the plaintext's address and length, its type, whether there was an error; and the goroutine."""
 
-
-_AX: Final = _registers("RAX", "EAX", "AX", "AL", "AH")
-_BX: Final = _registers("RBX", "EBX", "BX", "BL", "BH")
-_CX: Final = _registers("RCX", "ECX", "CX", "CL", "CH")
-_DI: Final = _registers("RDI", "EDI", "DI", "DIL")
-_SI: Final = _registers("RSI", "ESI", "SI", "SIL")
-_G: Final = _registers("R14", "R14D", "R14W", "R14B")
+_INLINE_MARK: Final = b"\x90"
+"""A nop where a call was inlined. The kernel emulates it too; the site is the jump behind it, as where nothing was inlined."""
 
 _ON_STACK: Final = re.compile(r"(?:(\w+) ptr )?\[rsp \+ (0x[0-9a-f]+|\d)\]")
 """An operand: how wide, and the distance from SP."""
@@ -497,7 +495,7 @@ def _analyse(elf: _Elf, tables: _Tables, version: str) -> Finding:
     probes: list[Probe] = []
     write = tables.function(_WRITE)
     if write is not None:
-        probes.append(_entry_probe(elf, write, Purpose.GO_WRITE, (_AX, _BX, _CX, _G), notes))
+        probes.append(_entry_probe(elf, write, Purpose.GO_WRITE, _CONN_AND_BYTES, notes))
     else:
         notes.append(f"what it writes is not seen: {_WRITE} was not found")
     probes += _read_probes(elf, tables, notes)
@@ -537,13 +535,13 @@ def _read_probes(elf: _Elf, tables: _Tables, notes: list[str]) -> Iterator[Probe
             handshake = tables.function(_READ_HANDSHAKE)
             place = _Code(elf, record).spilled_argument(elf.address(decrypted[0].offset))
             if handshake is not None and 0 < place <= _DISPLACEMENT_MAX and len(decrypted) == 1:
-                yield _entry_probe(elf, handshake, Purpose.GO_HANDSHAKE, (_AX, _G), notes)
+                yield _entry_probe(elf, handshake, Purpose.GO_HANDSHAKE, _CONN, notes)
                 yield replace(decrypted[0], displacement=place)
                 return
             notes.append(
                 f"{_READ_RECORD} is probed at its beginning too: it was not found where it keeps the connection"
             )
-            yield _entry_probe(elf, record, Purpose.GO_READ, (_AX, _G), notes)
+            yield _entry_probe(elf, record, Purpose.GO_READ, _CONN, notes)
             yield from decrypted
             return
     read = tables.function(_READ)
@@ -555,7 +553,7 @@ def _read_probes(elf: _Elf, tables: _Tables, notes: list[str]) -> Iterator[Probe
     notes.append(
         f"{_READ} is probed at its entry and its returns, at ten times the cost: {_READ_RECORD} does not call decrypt"
     )
-    yield _entry_probe(elf, read, Purpose.GO_READ_CALL, (_AX, _BX, _CX, _G), notes)
+    yield _entry_probe(elf, read, Purpose.GO_READ_CALL, _CONN_AND_BYTES, notes)
     for address in _Code(elf, read).returns():
         yield Probe(elf.offset(address), Purpose.GO_READ_RETURN, emulated=False, function=read.name)
 
@@ -563,7 +561,7 @@ def _read_probes(elf: _Elf, tables: _Tables, notes: list[str]) -> Iterator[Probe
 def _decrypted_probes(elf: _Elf, record: _Function, decrypt: _Function, notes: list[str]) -> Iterator[Probe]:
     code = _Code(elf, record)
     for behind in code.behind_calls(decrypt.address):
-        jump = code.first_emulated(behind, (_AX, _BX, _DI, _SI, _G))
+        jump = code.first_emulated(behind, _DECRYPTED)
         if jump < 0:
             notes.append(
                 f"{_READ_RECORD} is probed right behind decrypt, single-stepped: its jump on the error was not found"
@@ -572,26 +570,13 @@ def _decrypted_probes(elf: _Elf, record: _Function, decrypt: _Function, notes: l
         yield Probe(elf.offset(site), Purpose.GO_DECRYPTED, emulated=jump >= 0, function=record.name)
 
 
-def _entry_probe(
-    elf: _Elf, function: _Function, purpose: Purpose, live: tuple[frozenset[int], ...], notes: list[str]
-) -> Probe:
+def _entry_probe(elf: _Elf, function: _Function, purpose: Purpose, live: tuple[str, ...], notes: list[str]) -> Probe:
     code = _Code(elf, function)
     start = code.behind_stack_check()
     site = code.first_emulated(start, live)
     if site < 0:
         notes.append(f"{function.name} is probed on an instruction that is single-stepped: its beginning has no other")
     return Probe(elf.offset(start if site < 0 else site), purpose, emulated=site >= 0, function=function.name)
-
-
-def _emulated(code: bytes) -> bool:
-    """As the kernel sees it: arch/x86/kernel/uprobes.c, branch_setup_insn and push_setup_insn."""
-    return (
-        0x50 <= code[0] <= 0x57  # push
-        or (len(code) == 2 and code[0] == 0x41 and 0x50 <= code[1] <= 0x57)
-        or 0x70 <= code[0] <= 0x7F  # jcc, short
-        or (code[0] == 0x0F and 0x80 <= code[1] <= 0x8F)  # jcc
-        or code[0] in (0xE8, 0xE9, 0xEB)  # call, jmp
-    )
 
 
 class _Code:
@@ -643,13 +628,13 @@ class _Code:
             raise _Damaged(f"{self._function.name} has an absurd number of sites")
         return sites
 
-    def first_emulated(self, start: int, live: tuple[frozenset[int], ...]) -> int:
+    def first_emulated(self, start: int, live: tuple[str, ...]) -> int:
         """Address of the first emulated instruction from `start` on, if it is passed exactly when `start` is, with all
         of `live` as they were there; else -1.
         """
         for address, mnemonic in self._from(start):
             code = self._bytes_from(address, self._ends[address])
-            if _emulated(code):
+            if is_emulated(code) and code != _INLINE_MARK:
                 # A jump from elsewhere to between the two would pass the site without the start, a loop more than once.
                 return -1 if self._is_target(start, address) or self._writes(start, address, live) else address
             if mnemonic[0] == "j" or mnemonic in ("call", "ret"):
@@ -680,7 +665,7 @@ class _Code:
             return -1
         proven = (
             not self._is_target(start, address)
-            and not self._writes(start, address, (_AX,))
+            and not self._writes(start, address, ("rax",))
             and self._is_fixed_behind(address, place)
             and not self._is_reached(site, without=address)
         )
@@ -738,13 +723,10 @@ class _Code:
                 todo.append(self._ends[at])
         return False
 
-    def _writes(self, start: int, end: int, live: tuple[frozenset[int], ...]) -> bool:
+    def _writes(self, start: int, end: int, live: tuple[str, ...]) -> bool:
         """Does an instruction between two addresses write one of the registers?"""
-        registers = frozenset[int]().union(*live)
-        return any(
-            not registers.isdisjoint(instruction.regs_access()[1])
-            for instruction in _DETAILED.disasm(self._bytes_from(start, end), start)
-        )
+        code = self._bytes_from(start, end)
+        return any(not instruction.writes().isdisjoint(live) for instruction in decode(code, start))
 
     def _bytes_from(self, start: int, end: int) -> bytes:
         first = self._function.address
@@ -760,11 +742,5 @@ class _Code:
         return bisect.bisect_left(self._targets, start) != bisect.bisect_right(self._targets, end)
 
 
-def _disassembler(*, detail: bool) -> capstone.Cs:
-    result = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    result.detail = detail
-    return result
-
-
-_DISASSEMBLER: Final = _disassembler(detail=False)
-_DETAILED: Final = _disassembler(detail=True)
+_DISASSEMBLER: Final = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+"""Without the details that `decode` has: a whole function in a tenth of the time."""

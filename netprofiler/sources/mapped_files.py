@@ -78,10 +78,10 @@ def parse_maps(text: bytes) -> Iterator[Mapping]:
             yield Mapping(int(start, 16), int(end, 16), key, path.decode("utf-8", "backslashreplace"))
 
 
-def read_maps(pid: int | str) -> bytes:
+def read_maps(pid: int | str, proc: Path = PROC) -> bytes:
     """Empty when the process is gone, or is a kernel thread."""
     try:
-        descriptor = os.open(PROC / str(pid) / "maps", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(proc / str(pid) / "maps", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     parts = []

@@ -14,11 +14,8 @@ PROC = Path("/proc")
 
 
 def process_name(pid: int, proc: Path = PROC) -> str:
-    """Its comm; ``?`` where it is gone."""
-    try:
-        return (proc / str(pid) / "comm").read_text(errors="backslashreplace").rstrip("\n")
-    except OSError:
-        return "?"
+    """Its comm; ``?`` where it is gone, or has none."""
+    return _text_of(proc / str(pid) / "comm").rstrip("\n") or "?"
 
 
 def descendants(pid: int) -> list[int]:

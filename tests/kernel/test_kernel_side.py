@@ -21,7 +21,7 @@ import pytest
 
 from netprofiler import wire
 from netprofiler.errors import CommandError
-from netprofiler.sources import bpf
+from netprofiler.sources import bpf, features
 from netprofiler.sources.compiler import ObjectCache, compile_object
 from netprofiler.sources.kernel import (
     AGENT_PID_MARKER,
@@ -42,7 +42,7 @@ from netprofiler.sources.kernel import (
 from netprofiler.sources.probes import Layout, Library
 from tests.kernel.harness import Agent, Calls, running, wait_until
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.loads_bcc]
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -98,6 +98,24 @@ def test_a_32_bit_call_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
     assert request["bytes"] == len(request["raw_payload"])
     assert request["completeness"] == response["completeness"] == "complete"
     assert response["exchange"] == request["exchange"]
+
+
+def test_what_io_uring_moves_is_counted(tmp_path: Path) -> None:
+    """It is known how much it is; where it lies is not, so nothing of it becomes a record."""
+    if features.has_io_uring() is not True:
+        pytest.fail("this kernel has no io_uring, or it is switched off: the test has to run where there is one")
+    binary = tmp_path / "uring"
+    subprocess.run(["gcc", "-Wall", "-O1", "-o", binary, Path(__file__).with_name("uring.c")], check=True, timeout=60)
+    with echo() as port, running(tmp_path / "agent", "--comm", "uring") as agent:
+        done = subprocess.run([binary, str(port)], capture_output=True, text=True, check=True, timeout=20)
+        sent, received = map(int, done.stdout.split())
+        assert received > 40
+        assert agent.end() == 0
+    ledger = agent.ledger()
+    assert ledger["bytes"]["rows"]["unreadable"] == sent + received
+    assert ledger["bytes"]["total"] == sum(ledger["bytes"]["rows"].values())
+    assert ledger["bytes"]["total"] - ledger["bytes"]["rows"]["filtered"] == sent + received
+    assert agent.records() == []
 
 
 def capture(source: KernelSource) -> list[wire.Event]:

@@ -353,6 +353,7 @@ def test_names_are_unique() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
+@pytest.mark.loads_bcc
 def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs to its end, and says what it could not look at."""
     monkeypatch.setattr(doctor, "Host", lambda: Host(user=1000))
@@ -376,6 +377,7 @@ def bpf_descriptors() -> list[str]:
 
 
 @pytest.mark.kernel
+@pytest.mark.loads_bcc
 def test_here_as_root(capsys: pytest.CaptureFixture[str]) -> None:
     """Loading leaves nothing behind."""
     before = bpf_descriptors()

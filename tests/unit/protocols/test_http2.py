@@ -291,6 +291,24 @@ def test_what_was_read_to_its_length_is_whole_when_it_is_reset() -> None:
     assert talk.row("unparsed") == 0
 
 
+@pytest.mark.parametrize(
+    ("lengths", "completeness"),
+    [(["3", "3"], Completeness.COMPLETE), (["3, 3"], Completeness.COMPLETE), (["5", "3"], Completeness.PARTIAL)],
+    ids=str,
+)
+def test_of_several_lengths_none_counts_but_where_they_are_the_same(
+    lengths: list[str], completeness: Completeness
+) -> None:
+    """RFC 9110, section 8.6."""
+    talk = Talk()
+    talk.ask(GET)
+    fields = [("content-length", length) for length in lengths]
+    talk.answer(headers(1, literal([*response(), *fields])) + data(1, b"abc"))
+    talk.ask(reset(1))
+    _, answered = pair(talk.take())
+    assert (answered.completeness, answered.body) == (completeness, b"abc")
+
+
 def test_a_reset_before_any_answer_leaves_the_request_alone() -> None:
     talk = Talk()
     talk.ask(GET)

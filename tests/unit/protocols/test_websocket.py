@@ -75,7 +75,6 @@ class Talk:
             Link("sock:[1]"),
             request_direction=CLIENT,
             number=7,
-            request=None,
             response=response,
             fresh=fresh,
         )

@@ -414,6 +414,37 @@ def test_the_linkers_libraries_stay(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert not stage.handles[0].open
 
 
+# --- some processes only ----------------------------------------------------------------------------------------------------
+
+
+def test_what_only_others_use_is_attached_once_a_watched_process_forks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, others, linked = (stage.program(name) for name in ("watched", "others", "libssl.so.3"))
+    monkeypatch.setattr(discovery, "linked_tls_libraries", lambda _: [str(linked)])
+    pid, other = stage.run(watched), stage.run(others)
+    monkeypatch.setattr(discovery, "processes", lambda: [pid, other])
+    stage.discovery.close()
+    stage.discovery = Discovery(
+        stage.analyse,
+        stage.attach,
+        lambda device, inode: stage.forgotten.append((device, inode)),
+        only=frozenset((pid,)),
+        clock_ns=lambda: stage.now_ns,
+    )
+    stage.discovery.start()
+    stage.settle()
+    assert stage.open_inodes == [watched.stat().st_ino]
+    stage.tell(wire.NOTICE_EXECUTED, other, *stage.key(others))
+    stage.settle()
+    assert stage.open_inodes == [watched.stat().st_ino]
+    assert stage.key(others) in stage.forgotten, "it is told of again when somebody maps it"
+    stage.tell(wire.NOTICE_FORKED, pid)
+    assert linked.stat().st_ino in stage.open_inodes, "at once: a child may be quick"
+    stage.settle()
+    assert sorted(stage.open_inodes) == sorted(path.stat().st_ino for path in (watched, others, linked))
+
+
 # --- too late ------------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,6 @@ def test_names() -> None:
 
 def test_it_is_quick(proc: Path) -> None:
     files = [*[PLAIN] * 500, FileFacts("/bin/new", None)]
-    start = time.perf_counter()
+    start = time.thread_time()
     why_unread(PID, files, proc)
-    assert time.perf_counter() - start < 0.005
+    assert time.thread_time() - start < 0.005
