@@ -36,6 +36,7 @@ type config struct {
 	wait        time.Duration // how long to wait for the server to listen
 	hold        bool          // send nothing before standard input ends
 	json        bool          // the summary as one line of JSON
+	pause       time.Duration // before the first request
 }
 
 func main() {
@@ -59,6 +60,10 @@ func main() {
 	}
 	if cfg.hold {
 		waitForEnd(ctx, os.Stdin)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(cfg.pause):
 	}
 	report := run(ctx, cfg, trust).report()
 	if cfg.json {
@@ -132,7 +137,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 		return config{}, fmt.Errorf("REQUEST_DELAY_MS: %w", err)
 	}
 	var cfg config
-	var waitSeconds float64
+	var waitSeconds, pauseSeconds float64
 	flags := flag.NewFlagSet("traffic", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&cfg.host, "host", text("TARGET_HOST", "127.0.0.1"), "the server's host (TARGET_HOST)")
@@ -144,6 +149,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	flags.IntVar(&cfg.concurrency, "concurrency", 1, "connections each way, with one request at a time")
 	flags.Int64Var(&cfg.seed, "seed", 1, "chooses the content of the bodies")
 	flags.Float64Var(&waitSeconds, "wait", 0, "seconds to wait for the server to listen")
+	flags.Float64Var(&pauseSeconds, "pause", 0, "seconds to wait before the first request, in which a profiler can look into this program")
 	flags.BoolVar(&cfg.hold, "hold", false, "send nothing before standard input ends")
 	flags.BoolVar(&cfg.json, "json", false, "print the summary as JSON")
 	if err := flags.Parse(args); err != nil {
@@ -152,11 +158,12 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	if flags.NArg() > 0 {
 		return config{}, fmt.Errorf("unknown argument %q", flags.Arg(0))
 	}
-	if cfg.requests < 0 || delayMS < 0 || waitSeconds < 0 || cfg.concurrency < 1 {
+	if cfg.requests < 0 || delayMS < 0 || waitSeconds < 0 || pauseSeconds < 0 || cfg.concurrency < 1 {
 		return config{}, errors.New("a number is out of range")
 	}
 	cfg.delay = time.Duration(delayMS) * time.Millisecond
 	cfg.wait = time.Duration(waitSeconds * float64(time.Second))
+	cfg.pause = time.Duration(pauseSeconds * float64(time.Second))
 	return cfg, nil
 }
 

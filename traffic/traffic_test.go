@@ -287,16 +287,16 @@ func TestParse(t *testing.T) {
 		getenv func(string) string
 		want   config
 	}{
-		{nil, none, config{"127.0.0.1", "8080", "", "", 23, 100 * time.Millisecond, 1, 1, 0, false, false}},
-		{nil, getenv, config{"server", "81", "444", "/ca", 5, 0, 1, 1, 0, false, false}},
-		{strings.Fields("--host ::1 --port 82 --tls-port 445 --ca /c --requests 7 --delay-ms 3 --concurrency 2 --seed 9 --wait 1.5 --hold --json"),
-			getenv, config{"::1", "82", "445", "/c", 7, 3 * time.Millisecond, 2, 9, 1500 * time.Millisecond, true, true}},
+		{nil, none, config{"127.0.0.1", "8080", "", "", 23, 100 * time.Millisecond, 1, 1, 0, false, false, 0}},
+		{nil, getenv, config{"server", "81", "444", "/ca", 5, 0, 1, 1, 0, false, false, 0}},
+		{strings.Fields("--host ::1 --port 82 --tls-port 445 --ca /c --requests 7 --delay-ms 3 --concurrency 2 --seed 9 --wait 1.5 --hold --json --pause 0.5"),
+			getenv, config{"::1", "82", "445", "/c", 7, 3 * time.Millisecond, 2, 9, 1500 * time.Millisecond, true, true, 500 * time.Millisecond}},
 	} {
 		if got, err := parse(test.args, test.getenv, io.Discard); err != nil || got != test.want {
 			t.Errorf("%v: got %+v, %v", test.args, got, err)
 		}
 	}
-	for _, args := range []string{"--requests -1", "--concurrency 0", "--delay-ms x", "extra", "--nonsense"} {
+	for _, args := range []string{"--requests -1", "--concurrency 0", "--delay-ms x", "--pause -1", "extra", "--nonsense"} {
 		if _, err := parse(strings.Fields(args), none, io.Discard); err == nil {
 			t.Errorf("%s passed", args)
 		}

@@ -1,0 +1,3 @@
+module bookinfo/details
+
+go 1.21
