@@ -2,9 +2,10 @@
 
 PREFIX ?= /usr/local
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages packages-test demo test test-unit test-kernel test-real test-go-matrix test-churn lint format bench lock clean
+.PHONY: help install packages packages-test demo test test-unit test-kernel test-real test-go-matrix test-churn soak lint format fuzz bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -40,11 +41,17 @@ test-go-matrix: install packages-test ## every Go version that TLS is read of, i
 test-churn: install packages-test ## ten minutes of TLS programs that come and go (root)
 	@scripts/test.sh tests/real/long_churn.py $(PYTEST_ARGS)
 
+soak: install packages-test ## ten minutes of mixed load: memory, descriptors and ledger stay true (root)
+	@scripts/test.sh tests/real/long_soak.py -s $(PYTEST_ARGS)
+
 lint: install ## ruff, mypy --strict, import-linter, clang-format, gofmt, go vet
 	@scripts/lint.sh
 
 format: install ## mend what the formatters and ruff can mend
 	@scripts/lint.sh --fix
+
+fuzz: install ## coverage-guided fuzzing of all parsers, FUZZ_SECONDS (60) each; what is found is in build/fuzz
+	@.venv/bin/python -m fuzz.run --all $(FUZZ_SECONDS)
 
 bench: install packages-test ## the measurements of docs/benchmarks.md (root; minutes)
 	@PATH="$$(scripts/go.sh):$$PATH" GOTOOLCHAIN=local .venv/bin/python benchmarks/run.py $(BENCH_ARGS)

@@ -23,6 +23,7 @@ VERBS: Final = {
     "decode": "print a recording's raw records, one line each",
     "doctor": "what this machine offers, what is missing, what mends it",
     "explain": "for one process: what is seen of it, what is not, and why",
+    "map": "who calls whom, out of the records of run or replay",
 }
 
 _USAGE: Final = """\

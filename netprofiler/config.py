@@ -33,14 +33,39 @@ class Config:
     exclude_exe: tuple[str, ...] = ()
     port: tuple[int, ...] = ()
     exclude_port: tuple[int, ...] = ()
+    container: tuple[str, ...] = ()
+    exclude_container: tuple[str, ...] = ()
+    compose_project: tuple[str, ...] = ()
+    compose_service: tuple[str, ...] = ()
+    container_label: tuple[str, ...] = ()
+    container_socket: tuple[str, ...] = ()
+    container_namespace: tuple[str, ...] = ()
+    opt_in: str | None = None
+    """The variable; None: nobody needs to ask for it."""
+    opt_in_values: tuple[str, ...] = ()
+    env_output: str | None = None
+    env_prefix: tuple[str, ...] = ()
     stream_interval: float = 5.0
     ledger: str | None = None
     body_limit: int = 4096
     no_raw_payload: bool = False
     redact: tuple[str, ...] = ()
     no_redact: bool = False
+    mask: tuple[str, ...] = ()
+    rotate_size: int | None = None
+    rotate_age: float | None = None
+    rotate_keep: int = 7
+    rotate_compression: str = "zstd"
+    encrypt_to: tuple[str, ...] = ()
+    audit: str | None = None
+    user: str | None = None
     proto: tuple[str, ...] = ()
     tls: bool = True
+    metrics_address: str | None = None
+    """HOST:PORT; no host is loopback."""
+    metrics_config: str | None = None
+    """TLS and passwords for it, in the format of Prometheus' exporter-toolkit."""
+    route: tuple[str, ...] = ()
     duration: float | None = None
     count: int | None = None
     verbose: bool = False
@@ -75,6 +100,61 @@ def _text(text: str) -> str:
     return text
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them"""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError
+    return names
+
+
+def _variable(text: str) -> str:
+    """The name of an environment variable"""
+    if not text or "=" in text or "\0" in text:
+        raise ValueError
+    return text
+
+
+def _address(text: str) -> str:
+    """An address: HOST:PORT or :PORT"""
+    _, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError
+    return text
+
+
+def _route(text: str) -> str:
+    """A path that begins with /"""
+    if not text.startswith("/"):
+        raise ValueError
+    return text
+
+
+def _size(text: str) -> int:
+    """A number of bytes, or with K, M or G behind it of KiB, MiB or GiB, from 4 KiB on"""
+    value = int(text[:-1]) << _SHIFTS[text[-1:].upper()] if text[-1:].upper() in _SHIFTS else int(text)
+    if not 4096 <= value < 1 << 62:
+        raise ValueError
+    return value
+
+
+_SHIFTS: Final = {"K": 10, "M": 20, "G": 30}
+
+
+def _mask(text: str) -> str:
+    """Addresses or homes"""
+    if text not in ("addresses", "homes"):
+        raise ValueError
+    return text
+
+
+def _compression(text: str) -> str:
+    """Zstd, gzip or none"""
+    if text not in ("zstd", "gzip", "none"):
+        raise ValueError
+    return text
+
+
 def _log_format(text: str) -> str:
     """Text or json"""
     if text not in ("text", "json"):
@@ -104,6 +184,8 @@ class Option:
     """Means something to `record`, which makes no records of its own."""
     on: bool = False
     """A switch that is on: ``--no-NAME`` turns it off."""
+    alone: str | None = None
+    """What it means without a value; None: it needs one."""
 
     @property
     def attribute(self) -> str:
@@ -112,6 +194,9 @@ class Option:
 
 _PID = _whole(1, 4_194_304)  # PID_MAX_LIMIT
 _PORT = _whole(1, 65_535)
+
+OPT_IN: Final = "ADI_PROFILE"
+"""By which processes ask to be watched, where no other variable is named."""
 
 OPTIONS: Final = (
     Option("output", _text, "FILE", "JSON Lines to FILE (0600, appended to); - is standard output", short="o"),
@@ -124,14 +209,55 @@ OPTIONS: Final = (
     Option("exclude-exe", _text, "PATH", "leave them out", True, capture_only=True, record_too=True),
     Option("port", _PORT, "N", "watch connections from or to this port", True, record_too=True),
     Option("exclude-port", _PORT, "N", "leave them out", True, record_too=True),
+    Option("container", _text, "NAME", "watch this container, by name or id", True, capture_only=True, record_too=True),
+    Option("exclude-container", _text, "NAME", "leave it out", True, capture_only=True, record_too=True),
+    Option("compose-project", _text, "NAME", "watch its containers", True, capture_only=True, record_too=True),
+    Option("compose-service", _text, "NAME", "watch its containers", True, capture_only=True, record_too=True),
+    Option(
+        "container-label", _text, "KEY[=VALUE]", "watch containers with it", True, capture_only=True, record_too=True
+    ),
+    Option("container-socket", _text, "PATH", "the engine's socket (found)", True, capture_only=True, record_too=True),
+    Option("container-namespace", _text, "NAME", "of containerd (all)", True, capture_only=True, record_too=True),
+    Option(
+        "opt-in",
+        _variable,
+        "VARIABLE",
+        f"watch only processes with this in their environment ({OPT_IN})",
+        capture_only=True,
+        record_too=True,
+        alone=OPT_IN,
+    ),
+    Option("opt-in-values", _names, "A,B", "and with one of these values", capture_only=True, record_too=True),
+    Option("env-output", _text, "FILE", "a YAML document for each process that speaks HTTP", capture_only=True),
+    Option("env-prefix", _names, "A,B", "of the environment, only what begins so", capture_only=True),
     Option("stream-interval", _seconds, "SECONDS", "interim record of a message that takes longer (5; 0: none)"),
     Option("ledger", _text, "FILE", "write the ledger as JSON at the end", record_too=True),
     Option("body-limit", _whole(0, BODY_LIMIT_MAX), "BYTES", "keep this much of a body (4096)"),
     Option("no-raw-payload", None, "", "leave raw_payload out"),
     Option("redact", _text, "NAME", "one more name whose value is a secret", True),
     Option("no-redact", None, "", "write secrets as they are"),
+    Option("mask", _mask, "WHAT", "mask addresses, or homes (home directories)", True),
+    Option("rotate-size", _size, "BYTES", "begin a new file before this size (K, M, G); the old one is FILE.1"),
+    Option("rotate-age", _seconds, "SECONDS", "begin a new file after this time"),
+    Option("rotate-keep", _whole(0, 1_000_000), "N", "keep so many old files (7)"),
+    Option("rotate-compression", _compression, "FORMAT", "of old files: zstd (default), gzip or none"),
+    Option("encrypt-to", _text, "RECIPIENT", "encrypt the output for this age or SSH public key", True),
+    Option(
+        "audit", _text, "FILE", "who captured what, when: a line a start and end", capture_only=True, record_too=True
+    ),
+    Option(
+        "user",
+        _text,
+        "NAME",
+        "become this user, with the capabilities that are needed",
+        capture_only=True,
+        record_too=True,
+    ),
     Option("proto", _text, "FILE", "decode gRPC bodies by this descriptor set (protoc --descriptor_set_out)", True),
     Option("tls", None, "", "read TLS through the TLS libraries (on)", capture_only=True, record_too=True, on=True),
+    Option("metrics-address", _address, "HOST:PORT", "serve Prometheus metrics (:PORT is loopback)", capture_only=True),
+    Option("metrics-config", _text, "FILE", "TLS and passwords for it (exporter-toolkit's)", capture_only=True),
+    Option("route", _route, "PATTERN", "a route of the metrics: /users/{id}, /static/*", True, capture_only=True),
     Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True, record_too=True),
     Option("count", _whole(1, 1 << 62), "N", "stop after N records"),
     Option("verbose", None, "", "more of the agent's own log", short="v", record_too=True),
@@ -139,6 +265,13 @@ OPTIONS: Final = (
 )
 _BY_ATTRIBUTE: Final = {option.attribute: option for option in OPTIONS}
 _ENVIRONMENT_PREFIX: Final = "NETPROFILER_"
+_OTHER_NAMES: Final = {
+    "output": "OUTPUT_PATH",
+    "env_output": "ENV_OUTPUT_PATH",
+    "env_prefix": "ENV_PREFIX_LIST",
+    "container_socket": "CONTAINERD_SOCKET",
+    "container_namespace": "CONTAINERD_NAMESPACE",
+}
 
 
 def _convert(option: Option, value: str, source: str) -> Any:
@@ -163,6 +296,15 @@ def add_options(parser: argparse.ArgumentParser, *, capture: bool, outputs: bool
             )
         elif option.convert is None:
             parser.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
+        elif option.alone is not None:
+            parser.add_argument(
+                *names,
+                nargs="?",
+                const=option.alone,
+                metavar=option.placeholder,
+                default=argparse.SUPPRESS,
+                help=option.help,
+            )
         else:
             parser.add_argument(
                 *names,
@@ -196,8 +338,18 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         elif text:
             values[option.attribute] = _convert(option, text, name)
     # The names of the profiler that people come from.
-    if "output" not in values and environment.get("OUTPUT_PATH"):
-        values["output"] = environment["OUTPUT_PATH"]
+    for attribute, name in _OTHER_NAMES.items():
+        text = environment.get(name)
+        if text and attribute not in values:
+            option = _BY_ATTRIBUTE[attribute]
+            value = _convert(option, text, name)
+            values[attribute] = (value,) if option.repeated else value
+    # Set to anything, "" included, it turns opt-in on.
+    allowed = environment.get("ADI_PROFILE_ALLOWED")
+    if allowed is not None and "opt_in" not in values:
+        values["opt_in"] = OPT_IN
+        if allowed.strip(" ,"):
+            values.setdefault("opt_in_values", _names(allowed))
     return values
 
 
@@ -221,6 +373,8 @@ def _from_file(path: str) -> dict[str, Any]:
         elif option.repeated:
             items = value if isinstance(value, list) else [value]
             values[option.attribute] = tuple(_convert(option, str(item), source) for item in items)
+        elif option.alone is not None and isinstance(value, bool):
+            values[option.attribute] = option.alone if value else None
         elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
             values[option.attribute] = _convert(option, str(value), source)
         else:
@@ -253,4 +407,6 @@ def make_config(
             values[attribute] = _convert(option, value, source)
     if values.get("output") is not None and values.get("no_output"):
         raise CommandError("--output and --no-output exclude each other", ExitCode.USAGE)
+    if values.get("opt_in_values") and values.get("opt_in") is None:
+        values["opt_in"] = OPT_IN
     return Config(**values, command=command)

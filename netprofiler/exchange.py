@@ -40,6 +40,40 @@ class Completeness(StrEnum):
     """An interim picture of a message that is not over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container, as far as it is known; an empty text: not known, or there is none."""
+
+    container_id: str
+    """Whole: 64 hexadecimal digits."""
+    container_name: str = ""
+    service: str = ""
+    """Of its compose project, its swarm, or its pod."""
+    image: str = ""
+    project: str = ""
+    """Its compose project."""
+    pod: str = ""
+    namespace: str = ""
+    """Of the pod."""
+
+
+class PlaceType(StrEnum):
+    """Where an end of a connection is."""
+
+    CONTAINER = "container"
+    HOST = "host"
+    EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The same, with which container it is."""
+
+    type: PlaceType
+    container: Container | None = None
+    """None: a container that is not known, or none."""
+
+
 @dataclass(slots=True)
 class Process:
     """A process as the kernel described it when it first spoke HTTP."""
@@ -50,6 +84,10 @@ class Process:
     comm: str
     cmdline: str
     """Arguments joined by one space."""
+    place: Place | None = None
+    """None: not known, or not asked for (containers/places.py)."""
+    placed: int = 0
+    """The state of knowledge in which that was found out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +168,17 @@ class Link:
     """From a packet capture: nobody's send or receive."""
     tls: Tls | None = None
     rendered: dict[int, Any] = field(default_factory=dict)
+    network_namespace: int = 0
+    """Its inode; 0: not known."""
+    beginning: tuple[int, int] | None = None
+    """Positions of the first byte sent and received, where both are sequence numbers and the connection was seen from its
+    first byte on: at the other end they are the same, the other way round, whatever NAT made of the addresses."""
+    process: Process | None = None
+    """That uses it."""
+    remote: Place | None = None
+    """The other end's, where that is known."""
+    placed: int = 0
+    """As `Process.placed`."""
 
 
 @dataclass(slots=True, eq=False)

@@ -71,6 +71,8 @@ class Pipeline:
         self._gone: deque[tuple[int, int]] = deque()
         self._next_tick_ns = 0
         self._outsides: dict[int, _Outside] = {}
+        self.opened: list[Link] | None = None
+        """Where somebody wants to know of new connections, they are appended here, for him to take."""
         self.unread: dict[int, int] = {}
         """Processes (pid) → their TLS connections that have ended and of which no plaintext was seen."""
         self.unix_owners: dict[int, int] = {}
@@ -191,6 +193,7 @@ class Pipeline:
             if known and not connection.gone_ns:
                 if is_unix:
                     self.unix_owners[event.socket & ~wire.SOCKET_TLS] = event.pid
+                link.process = self.shared.processes.get(event.pid)
                 return  # another process has it now
             self._remove(event.socket, event.time_ns)
         if is_unix:
@@ -205,8 +208,14 @@ class Pipeline:
             event.unix_path or None,
             positions_are_sequence_numbers=not event.counted,
             passive=event.passive,
+            network_namespace=event.network_namespace,
+            process=self.shared.processes.get(event.pid),
         )
         positions = (event.send_position, event.recv_position)
+        if event.fresh and not event.counted and not is_unix:
+            link.beginning = positions
+        if self.opened is not None:
+            self.opened.append(link)
         before = None
         if event.socket & wire.SOCKET_TLS:
             link.tls = Tls(wire.LIBRARIES[event.library])

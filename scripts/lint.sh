@@ -9,7 +9,7 @@ fix=${1:-}
 
 mapfile -t c_files < <(printf '%s\n' bpf/**/*.c bpf/**/*.h tests/**/*.c | grep . || true)
 go_modules=()
-for directory in server traffic benchmarks/load tests/real/programs/go_tls tests/real/programs/go_tls/chi tests/real/programs/http2_go tests/real/programs/grpc_go; do
+for directory in server traffic benchmarks/load tests/real/programs/go_tls tests/real/programs/go_tls/chi tests/real/programs/http2_go tests/real/programs/grpc_go tests/real/programs/tiny stacks/bookinfo/details; do
     [ -f "$directory/go.mod" ] && go_modules+=("$directory")
 done
 if [ ${#go_modules[@]} != 0 ]; then

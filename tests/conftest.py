@@ -47,11 +47,14 @@ def _needs_kernel(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks by directory, before -m selects."""
+    """Marks by directory, before -m selects. What loads BCC comes last: the compiler in it (200 MB) stays in this process, and
+    every agent that starts from then on would look for TLS in it, for a second.
+    """
     for item in items:
         for name in NEED_KERNEL:
             if item.path.is_relative_to(HERE / name):
                 item.add_marker(name)
+    items.sort(key=lambda item: item.get_closest_marker("loads_bcc") is not None)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from netprofiler import wire
 from netprofiler.commands.log import Log
 from netprofiler.commands.outputs import discard_stdout
+from netprofiler.commands.surroundings import Surroundings
 from netprofiler.config import Config
 from netprofiler.connection import Command
 from netprofiler.counters import Row
@@ -120,6 +121,20 @@ class Consumer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """What is attached now, and what could not be."""
+
+    probes: dict[str, int]
+    """By kind: ``tracepoint``, ``uprobe``."""
+    files: int
+    failures: dict[str, int]
+    """Files that could not be opened, analysed or attached, by reason."""
+    rows: dict[str, Row]
+    """What the kernel side has counted by now."""
+    announcements_lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """What the kernel side counted, when all is over."""
 
@@ -144,6 +159,7 @@ class Capture:
         self._reasons: dict[int, tuple[str, str]] = {}
         """Processes with TLS that is not read → name and reason, asked while they live."""
         self._child: subprocess.Popen[bytes] | None = None
+        self.surroundings = Surroundings(config)
 
     def _on_stop(self, signum: int, _frame: FrameType | None) -> None:
         if self._stop:
@@ -164,14 +180,19 @@ class Capture:
             filters = replace(filters, pids=(*filters.pids, self._child.pid))
         try:
             if config.tls:
-                self._discovery = Discovery(analyse, self._attach_file, self._forget_file)
+                # Children begin with COMMAND; those of what runs already are seen to begin.
+                only = frozenset(filters.pids) if config.pid and self._child is None else None
+                self._discovery = Discovery(analyse, self._attach_file, self._forget_file, only=only)
                 self._discovery.prepare()
-            return self._run(KernelSource(filters, tls=config.tls), consumer)
+            self.surroundings.begin()
+            return self._run(KernelSource(self.surroundings.filters(filters), tls=config.tls), consumer)
         except BaseException:
             if self._child is not None:
                 self._child.kill()
                 self._child.wait()
             raise
+        finally:
+            self.surroundings.close()
 
     def _run(self, source: KernelSource, consumer: Consumer) -> Ended:
         with contextlib.suppress(OSError):
@@ -181,6 +202,7 @@ class Capture:
         discovery = self._discovery
         try:
             source.attach()
+            self.surroundings.attach(source.watch_pid)
             if discovery is not None:
                 discovery.start()
                 if discovery.descriptor >= 0:
@@ -212,12 +234,26 @@ class Capture:
             rows = source.ledger()
             lost = source.announcements_lost()
             source.close()
+        for problem in self.surroundings.problems():
+            self._log.warn(problem)
         if rows["lost"].bytes or lost:
             self._log.warn(
                 f"lost: the ring was full for {rows['lost'].calls} calls ({rows['lost'].bytes} bytes) "
                 f"and {lost} announcements"
             )
         return Ended(rows, lost)
+
+    def attached(self) -> Attached | None:
+        """For metrics, within a round."""
+        source, discovery = self._source, self._discovery
+        if source is None:
+            return None
+        probes = {"tracepoint": len(source.probes())}
+        files, failures = 0, {}
+        if discovery is not None:
+            counts = discovery.counts()
+            probes["uprobe"], files, failures = counts.attached_probes, counts.attached_files, dict(counts.failures)
+        return Attached(probes, files, failures, source.ledger(), source.announcements_lost())
 
     def _attach_file(self, path: str, finding: Finding) -> FileProbes:
         assert self._source is not None
@@ -277,17 +313,12 @@ class Capture:
 
     def _attend(self, source: Source, now_ns: int, *, changed: bool) -> None:
         """What processes have begun or ended to use; `changed`: a file with probes was written to."""
+        notices = source.notices()
+        self.surroundings.attend(notices)
         discovery = self._discovery
         if discovery is None:
             return
-        notices = source.notices()
-        for notice in notices:
-            if notice.kind == wire.NOTICE_EXECUTED:
-                discovery.executed(notice.pid, notice.device, notice.inode)
-            elif notice.kind == wire.NOTICE_MAPPED:
-                discovery.mapped(notice.pid, notice.device, notice.inode, notice.address)
-            elif notice.kind == wire.NOTICE_EXITED:
-                discovery.exited(notice.pid)
+        discovery.attend(notices)
         if changed or notices or not discovery.settled or now_ns >= self._poll_ns:
             self._poll_ns = now_ns + POLL_NS
             discovery.poll()
@@ -325,6 +356,7 @@ class Capture:
         return self._sent_files.read(file, min(length, self._sent_file_bytes), time_ns + self._offset_ns)
 
     def _keep_house(self, source: Source, consumer: Consumer, now_ns: int) -> None:
+        notify_systemd("WATCHDOG=1")
         if self._discovery is not None:
             lost = source.tls_counts()["notices_lost"]
             if lost > self._notices_lost:

@@ -12,8 +12,10 @@ from netprofiler.config import Config
 from netprofiler.counters import Counters, Row, make_ledger
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.exchange import Message
+from netprofiler.masking import make_mask
 from netprofiler.redaction import Redactor
 from netprofiler.sinks.base import Sink
+from netprofiler.sinks.files import EncryptedFile, OutputFile, Rotation
 from netprofiler.sinks.jsonlines import JsonLines, RecordWriter
 from netprofiler.sinks.terminal import Terminal
 
@@ -35,7 +37,9 @@ class Outputs:
         if config.no_output:
             return
         if config.output is None and sys.stdout.isatty():
-            self._sink = Terminal(sys.stdout, redactor, counters, wall_offset_ns=wall_offset_ns)
+            self._sink = Terminal(
+                sys.stdout, redactor, counters, wall_offset_ns=wall_offset_ns, mask=make_mask(config.mask)
+            )
             return
         writer = RecordWriter(
             redactor,
@@ -44,7 +48,10 @@ class Outputs:
             raw_payload=not config.no_raw_payload,
             descriptors=descriptors,
         )
-        self._sink = JsonLines(config.output or "-", writer, counters, warn)
+        path = config.output or "-"
+        self._sink = JsonLines(
+            path, writer, counters, warn, file=_output_file(config, path, warn), mask=make_mask(config.mask)
+        )
 
     def set_wall_offset(self, offset_ns: int) -> None:
         """The wall clock was set."""
@@ -77,6 +84,14 @@ class Outputs:
             self._sink.close()
 
 
+def _output_file(config: Config, path: str, warn: Callable[[str], None]) -> OutputFile | EncryptedFile:
+    """What `--rotate-…` and `--encrypt-to` make of it."""
+    rotation = Rotation(config.rotate_size, config.rotate_age, config.rotate_keep, config.rotate_compression)
+    if config.encrypt_to:
+        return EncryptedFile(path, config.encrypt_to, rotation, warn)
+    return OutputFile(path, rotation, warn)
+
+
 def _descriptors(config: Config, redactor: Redactor) -> Descriptors | None:
     """Those of `--proto`, read before the capture begins; google.protobuf is imported for who asks for it."""
     if not config.proto:
@@ -84,6 +99,12 @@ def _descriptors(config: Config, redactor: Redactor) -> Descriptors | None:
     from netprofiler.protobuf import Descriptors  # noqa: PLC0415
 
     return Descriptors(config.proto, redactor)
+
+
+def written_files(config: Config) -> list[str]:
+    """What is made anew, or at the end."""
+    named = (config.output, config.ledger, config.audit, config.env_output)
+    return [path for path in named if path is not None and path != "-"]
 
 
 def check_ledger_path(config: Config) -> None:

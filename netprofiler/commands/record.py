@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Final
 
 from netprofiler import wire
+from netprofiler.audit import audited
 from netprofiler.commands.capture import Capture, Ended
 from netprofiler.commands.log import Log
-from netprofiler.commands.outputs import check_ledger_path, report_ledger
+from netprofiler.commands.outputs import check_ledger_path, report_ledger, written_files
 from netprofiler.config import add_options, make_config
 from netprofiler.connection import Command
 from netprofiler.counters import Counters, Row
 from netprofiler.errors import CommandError
+from netprofiler.privileges import settle, shut
 from netprofiler.sources.kernel import check_host, wall_offset_ns
 from netprofiler.sources.recording import RecordingWriter
 
@@ -39,7 +41,10 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
     recorder = Recorder(RecordingWriter(arguments.file, wall_offset_ns=offset_ns), log.warn)
     capture = Capture(config, log, offset_ns)
     try:
-        ended = capture.run(recorder)
+        with audited(config, "record", log.warn):
+            settle(config, [arguments.file, *written_files(config)], log.warn)
+            shut(config, log.warn)
+            ended = capture.run(recorder)
         recorder.finish(ended)
     finally:
         recorder.close()

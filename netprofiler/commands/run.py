@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from netprofiler.audit import audited
 from netprofiler.commands.capture import Capture
 from netprofiler.commands.log import Log
-from netprofiler.commands.outputs import Outputs, check_ledger_path, report_ledger
+from netprofiler.commands.metrics import Metered, start_metrics
+from netprofiler.commands.outputs import Outputs, check_ledger_path, report_ledger, written_files
+from netprofiler.commands.surroundings import Surroundings
 from netprofiler.config import Config, add_options, make_config
 from netprofiler.connection import Command
+from netprofiler.containers.places import Places
+from netprofiler.environment import ProfileWriter
+from netprofiler.exchange import Message
 from netprofiler.pipeline import Pipeline
+from netprofiler.privileges import settle, shut
+from netprofiler.redaction import Redactor
 from netprofiler.sources.kernel import check_host, wall_offset_ns
 
 
@@ -26,31 +34,66 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
     check_ledger_path(config)
     offset_ns = wall_offset_ns()
     pipeline = Pipeline(body_limit=config.body_limit, stream_interval_ns=int(config.stream_interval * 1_000_000_000))
-    outputs = Outputs(config, pipeline.counters, offset_ns, log.warn)
     capture = Capture(config, log, offset_ns)
-    try:
-        ended = capture.run(Live(config, pipeline, outputs))
-    finally:
-        outputs.close()
+    surroundings = capture.surroundings
+    with audited(config, "run", log.warn):
+        settle(config, written_files(config), log.warn)
+        outputs = Outputs(config, pipeline.counters, offset_ns, log.warn)
+        metered = start_metrics(config, capture, pipeline, log.warn, surroundings.containers.name_of)
+        try:
+            profiles = _profiles(config, surroundings, log)
+            shut(config, log.warn)
+            ended = capture.run(Live(config, pipeline, outputs, surroundings, profiles, metered))
+        finally:
+            if metered is not None:
+                metered.close()
+            outputs.close()
     report_ledger(config, pipeline.counters, ended.rows, log.warn)
     return capture.status()
 
 
-class Live:
-    """The consumer of a capture that shows it: pipeline and outputs."""
+def _profiles(config: Config, surroundings: Surroundings, log: Log) -> ProfileWriter | None:
+    """The output of --env-output."""
+    if config.env_output is None:
+        return None
+    redactor = Redactor(config.redact, enabled=not config.no_redact)
+    return ProfileWriter(
+        config.env_output, config.env_prefix, surroundings.opt_in, surroundings.environments, redactor, log.warn
+    )
 
-    def __init__(self, config: Config, pipeline: Pipeline, outputs: Outputs) -> None:
+
+class Live:
+    """The consumer of a capture that shows it: pipeline, places, profiles and outputs."""
+
+    def __init__(
+        self,
+        config: Config,
+        pipeline: Pipeline,
+        outputs: Outputs,
+        surroundings: Surroundings | None = None,
+        profiles: ProfileWriter | None = None,
+        metered: Metered | None = None,
+    ) -> None:
+        self._containers = None if surroundings is None else surroundings.containers
+        self._places: Places | None = None
+        self._profiles = profiles
         self.sent_file_bytes = config.body_limit
         self._pipeline = pipeline
         self._outputs = outputs
+        self._metered = metered
 
     @property
     def done(self) -> bool:
         return self._outputs.done
 
-    def batch(self, batch: bytes, now_ns: int) -> int:  # noqa: ARG002 - only a recorder writes times down
+    def batch(self, batch: bytes, now_ns: int) -> int:
+        if self._places is None and self._containers is not None and self._containers.active:
+            self._places = Places(self._containers, self._pipeline.counters)
+            self._pipeline.opened = []
         used = self._pipeline.feed(batch)
-        self._deliver()
+        if self._metered is not None:
+            self._metered.read(used)
+        self._deliver(now_ns)
         return used
 
     def commands(self) -> list[Command]:
@@ -58,7 +101,9 @@ class Live:
 
     def end_round(self, now_ns: int) -> None:
         self._pipeline.tick(now_ns)
-        self._deliver()
+        self._deliver(now_ns)
+        if self._metered is not None:
+            self._metered.end_round(now_ns)
 
     def unix_owners(self) -> dict[int, int]:
         return self._pipeline.unix_owners
@@ -70,7 +115,7 @@ class Live:
         for inode in inodes:
             self._pipeline.forget(inode, now_ns)
 
-    def set_wall_offset(self, offset_ns: int, now_ns: int) -> None:  # noqa: ARG002 - as above
+    def set_wall_offset(self, offset_ns: int, now_ns: int) -> None:  # noqa: ARG002 - only a recorder writes times down
         self._outputs.set_wall_offset(offset_ns)
 
     def reopen(self) -> None:
@@ -78,9 +123,30 @@ class Live:
 
     def end(self, now_ns: int) -> None:
         self._pipeline.drain(now_ns)
-        self._deliver()
+        self._deliver(now_ns)
+        if self._places is not None:
+            self._emit(self._places.drain())
+        if self._profiles is not None:
+            self._profiles.close()
 
-    def _deliver(self) -> None:
+    def _deliver(self, now_ns: int) -> None:
         messages = self._pipeline.take_messages()
+        places = self._places
+        if places is not None:
+            if self._pipeline.opened:
+                places.opened(self._pipeline.opened)
+                self._pipeline.opened = []
+            if messages or places.waiting:
+                messages = places.take(messages, now_ns)
+        if messages:
+            self._emit(messages)
+
+    def _emit(self, messages: list[Message]) -> None:
+        if self._profiles is not None:
+            for message in messages:
+                if message.process is not None:
+                    self._profiles.tell(message.process)
+        if messages and self._metered is not None:
+            self._metered.metrics.emit(messages)
         if messages:
             self._outputs.emit(messages)

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import os
-import stat
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
@@ -21,10 +18,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from netprofiler.content import decode
 from netprofiler.counters import Counters
-from netprofiler.errors import CommandError, ExitCode
-from netprofiler.exchange import Completeness, Direction, Fields, Grpc, Head, Link, Message, Process, Tls, WebSocket
+from netprofiler.exchange import (
+    Completeness,
+    Direction,
+    Fields,
+    Grpc,
+    Head,
+    Link,
+    Message,
+    Place,
+    Process,
+    Tls,
+    WebSocket,
+)
 from netprofiler.redaction import PLACEHOLDER, Redactor
 from netprofiler.sinks.base import OutputClosed
+from netprofiler.sinks.files import EncryptedFile, OutputFile
 
 if TYPE_CHECKING:
     from netprofiler.protobuf import Descriptors  # slow to import, and of use to few
@@ -52,6 +61,7 @@ class _EndsText(NamedTuple):
     after_tid: str
     tls: str
     connection: str
+    places: str
 
 
 class _HeadText(NamedTuple):
@@ -73,6 +83,8 @@ _OPEN: Final = _END[Completeness.OPEN]
 _ALPN: Final = {"HTTP/1.0": ("http/1.0", "http/1.1"), "HTTP/2": ("h2",)}
 """By what is spoken, else ``http/1.1``: an HTTP/1.0 answer is HTTP/1.1 as far as ALPN goes, and WebSocket begins as that."""
 
+_NO_SECOND: Final = -(1 << 62)
+"""No time of a message is within a second after it, whatever a damaged recording says."""
 ENDS_MAX: Final = 32
 """Processes that share one connection (a pre-forked server's workers) whose fragments are kept; the rest is rare."""
 
@@ -128,6 +140,27 @@ def _tls(tls: Tls | None, version: str) -> str:
     return f',"tls":{{{",".join(f"{_quote(name)}:{_quote(value)}" for name, value in members if value)}}}'
 
 
+def _places(local: Place | None, remote: Place | None, *, sent: bool) -> str:
+    """``,"source_container":{…},"destination_container":{…},"destination_type":"…"``, as far as they are known."""
+    source, destination = (local, remote) if sent else (remote, local)
+    text = ""
+    for name, place in (("source", source), ("destination", destination)):
+        if place is not None and place.container is not None:
+            container = place.container
+            members = (
+                ("service", container.service),
+                ("image", container.image),
+                ("container_id", container.container_id),
+                ("container_name", container.container_name),
+                ("project", container.project),
+                ("pod", container.pod),
+                ("namespace", container.namespace),
+            )
+            known = ",".join(f"{_quote(key)}:{_quote(value)}" for key, value in members if value)
+            text += f',"{name}_container":{{{known}}}'
+    return f'{text},"destination_type":"{destination.type.value}"' if destination is not None else text
+
+
 def decoded_body(message: Message, limit: int) -> tuple[bytes, bool]:
     """The body without its content codings, as far as it was kept, and whether a limit of ours cut it."""
     codings = message.head.fields.content_encoding
@@ -164,9 +197,10 @@ class RecordWriter:
         self.wall_offset_ns = wall_offset_ns
         self._descriptors = descriptors
         self._redactor = redactor
+        self._suspicious = redactor.suspicious
         self._body_limit = body_limit
         self._raw_payload = raw_payload
-        self._second_ns = 1 << 62
+        self._second_ns = _NO_SECOND
         self._second_text = ""
 
     def render(self, message: Message) -> str:
@@ -179,7 +213,7 @@ class RecordWriter:
         ends = link.rendered.get(message.pid << 1 | message.direction)
         if ends is None or ends[0] is not process:
             ends = self._ends(message)
-        _, before_tid, hop, after_tid, tls, connection = ends
+        _, before_tid, hop, after_tid, tls, connection, places = ends
         head = message.head
         head_text = head.rendered
         if head_text is None:
@@ -198,17 +232,20 @@ class RecordWriter:
             shown, end, secrets = self._grpc_body(message, extra)
         elif message.raw_body is None and not head.fields.content_encoding:
             try:
-                text = _quote(body.decode())
+                text = body.decode()
+                if self._suspicious(body, cut=end is not _COMPLETE):
+                    text, secrets = self._redactor.text(text, cut=end is not _COMPLETE)
+                text = _quote(text)
                 shown = f',"body":{text}'
                 raw_body = text[1:-1]
             except UnicodeDecodeError:
-                shown, raw_body, end = self._odd_body(message)
+                shown, raw_body, end, secrets = self._odd_body(message)
         else:
-            shown, raw_body, end = self._odd_body(message)
+            shown, raw_body, end, secrets = self._odd_body(message)
         if message.trailers:
             headers, raw_body, secrets = self._with_trailers(message, headers, raw_body, secrets)
         if secrets:
-            tail = self._tail(head, secrets)
+            tail = self._tail(head, self._start(head)[3] + secrets)
         if raw:
             raw = f'{raw}{raw_body}"'
         request = message.request
@@ -231,12 +268,12 @@ class RecordWriter:
         return (
             f"{self._second_text}{str(since + 1_000_000_000)[1:]}{before_tid}{tid}{after_tid}{message.stream_bytes}"
             f'{before_body}{shown},"body_bytes":{message.body_bytes}{headers}{raw}{tls}{connection}{number}"{hop}{times}'
-            f"{end}{tail}}}"
+            f"{end}{tail}{places}}}"
         )
 
     def set_wall_offset(self, offset_ns: int) -> None:
         self.wall_offset_ns = offset_ns
-        self._second_ns = 1 << 62
+        self._second_ns = _NO_SECOND
 
     def _new_second(self, time_ns: int) -> int:
         second, nanoseconds = divmod(time_ns + self.wall_offset_ns, 1_000_000_000)
@@ -252,7 +289,7 @@ class RecordWriter:
         if process is not None:
             parts.append(f'"comm":{_quote(process.comm)}')
             if process.cmdline:
-                parts.append(f'"cmdline":{_quote(process.cmdline)}')
+                parts.append(f'"cmdline":{_quote(self._redactor.command_line(process.cmdline)[0])}')
         sent = message.direction == Direction.SEND
         if not link.passive:
             parts.append(f'"direction":"{_DIRECTIONS[message.direction]}"')
@@ -277,6 +314,7 @@ class RecordWriter:
             after_tid="," + ",".join(parts),
             tls=_tls(link.tls, message.head.version),
             connection=f',"connection":"{name}","exchange":"{name}#',
+            places=_places(None if process is None else process.place, link.remote, sent=sent),
         )
         kept = link.rendered[message.pid << 1 | message.direction] = tuple(text)
         return kept
@@ -285,47 +323,56 @@ class RecordWriter:
         text: _FieldsText | None = fields.rendered
         if text is None:
             redactor = self._redactor
-            secret = tuple(dict.fromkeys(name for name, _ in fields.headers if redactor.is_secret_header(name)))
-            shown = tuple((name, PLACEHOLDER if name in secret else value) for name, value in fields.headers)
+            shown, secret = redactor.fields(fields.headers)
+            raw = redactor.block(fields.raw) if secret else fields.raw
             text = fields.rendered = _FieldsText(
                 headers=f',"headers":{_object(shown)}',
-                raw=_quote(redactor.block(fields.raw))[1:-1],
+                raw=_quote(raw)[1:-1],
                 redacted=secret,
             )
         return text
 
     def _head(self, head: Head) -> _HeadText:
-        start_line = head.start_line
-        names: tuple[str, ...] = ()
+        target, reason, start_line, names = self._start(head)
         before = f',"protocol":"{head.version}"'
         if head.is_request:
-            target, names = self._redactor.target(head.target)
-            if names and start_line:
-                # The target again, as the raw payload has it.
-                method, raw_target, version = start_line.split(" ", 2)
-                start_line = f"{method} {self._redactor.target(raw_target)[0]} {version}"
             if head.method:
                 before += f',"method":{_quote(head.method)}'
             if target:
                 before += f',"url":{_quote(target)}'
         elif head.status or start_line:
             before += f',"status_code":{head.status}'
-            if head.reason:
-                before += f',"reason":{_quote(head.reason)}'
+            if reason:
+                before += f',"reason":{_quote(reason)}'
         fields = self._fields(head.fields)
         return _HeadText(
             before_body=before,
             headers="" if head.version == "websocket" else fields.headers,
             raw=f',"raw_payload":"{_quote(start_line)[1:-1]}{fields.raw}' if self._raw_payload and start_line else "",
-            tail=self._tail(head, ()),
+            tail=self._tail(head, names),
         )
 
+    def _start(self, head: Head) -> tuple[str, str, str, tuple[str, ...]]:
+        """Target, reason and start line without secrets, and names of what was replaced."""
+        redactor = self._redactor
+        target, reason, start_line = head.target, head.reason, head.start_line
+        if not redactor.suspicious((start_line or target or reason).encode("utf-8", "replace")):
+            return target, reason, start_line, ()
+        target, names = redactor.target(target)
+        if names and start_line:
+            # The target again, as the raw payload has it.
+            method, raw_target, version = start_line.split(" ", 2)
+            start_line = f"{method} {redactor.target(raw_target)[0]} {version}"
+        if not head.is_request:
+            reason, names = redactor.text(reason)
+            start_line, _ = redactor.text(start_line)
+        return target, reason, start_line, names
+
     def _tail(self, head: Head, secrets: tuple[str, ...]) -> str:
-        """What stands behind the completeness. `secrets`: names that were replaced in other places than the head."""
+        """What stands behind the completeness. `secrets`: names that were replaced in other places than the header fields."""
         unknown = head.fields.unknown
         text = f',"unknown_fields":{unknown}' if unknown else ""
-        of_head = self._fields(head.fields).redacted + self._redactor.target(head.target)[1]
-        names = tuple(dict.fromkeys(of_head + secrets))
+        names = tuple(dict.fromkeys(self._fields(head.fields).redacted + secrets))
         return f'{text},"redacted":[{",".join(map(_quote, names))}]' if names else text
 
     def _with_trailers(
@@ -333,11 +380,11 @@ class RecordWriter:
     ) -> tuple[str, str, tuple[str, ...]]:
         """They stand behind the headers, and in the raw body; what is secret in them adds to `secrets`."""
         redactor = self._redactor
-        secret = tuple(dict.fromkeys(name for name, _ in message.trailers if redactor.is_secret_header(name)))
-        shown = tuple((name, PLACEHOLDER if name in secret else value) for name, value in message.trailers)
+        shown, secret = redactor.fields(message.trailers)
         headers = f'{headers},"trailers":{_object(shown)}'
-        if secret and message.raw_body and raw_body:
-            raw_body = _quote(redactor.block(message.raw_body.decode("utf-8", "replace")))[1:-1]
+        if secret and message.raw_body and raw_body and raw_body != PLACEHOLDER:
+            raw_text = redactor.block(message.raw_body.decode("utf-8", "replace"))
+            raw_body = _quote(redactor.text(raw_text)[0])[1:-1]
         return headers, raw_body, secrets + secret
 
     def _extra(self, extra: Grpc | WebSocket, *, is_request: bool) -> str:
@@ -347,7 +394,7 @@ class RecordWriter:
             if extra.close_code is not None:
                 text += f',"close_code":{extra.close_code}'
                 if extra.close_reason:
-                    text += f',"close_reason":{_quote(extra.close_reason)}'
+                    text += f',"close_reason":{_quote(self._redactor.text(extra.close_reason)[0])}'
             return f"{text}}}"
         text = ',"grpc":{'
         if extra.service and extra.method:
@@ -357,8 +404,7 @@ class RecordWriter:
             if extra.status is not None:
                 text += f',"status":{extra.status}'
             if extra.message:
-                secret = self._redactor.is_secret_header("grpc-message")
-                text += f',"message":{_quote(PLACEHOLDER if secret else extra.message)}'
+                text += f',"message":{_quote(self._redactor.field("grpc-message", extra.message)[0])}'
         return f"{text}}}"
 
     def _grpc_body(self, message: Message, grpc: Grpc) -> tuple[str, str, tuple[str, ...]]:
@@ -379,108 +425,108 @@ class RecordWriter:
             if decoded is not None:
                 if not decoded.whole and message.completeness is _WHOLE:
                     end = _TRUNCATED
-                return f',"body":{_quote(decoded.text)}', end, decoded.redacted
-        return f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"', end, ()
+                json_text, names = self._redactor.text(decoded.text, cut=end is not _COMPLETE)
+                return f',"body":{_quote(json_text)}', end, decoded.redacted + names
+        body, names = self._redactor.octets(body, cut=end is not _COMPLETE)
+        return f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"', end, names
 
-    def _odd_body(self, message: Message) -> tuple[str, str, str]:
-        """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness."""
+    def _odd_body(self, message: Message) -> tuple[str, str, str, tuple[str, ...]]:
+        """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness, names
+        that were replaced.
+        """
+        redactor = self._redactor
         body, cut = decoded_body(message, self._body_limit)
         end = _completeness(message)
         if cut and message.completeness is _WHOLE:
             end = _TRUNCATED
-        text = body_text(body, end is not _COMPLETE)
+        is_cut = end is not _COMPLETE
+        text = body_text(body, is_cut)
         if text is None:
+            body, names = redactor.octets(body, cut=is_cut)
             shown = f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"'
         else:
+            text, names = redactor.text(text, cut=is_cut)
             shown = f',"body":{_quote(text)}' if text else ""
         raw_text = ""
         if self._raw_payload:
+            coded = bool(message.head.fields.content_encoding)
             on_stream = message.body if message.raw_body is None else message.raw_body
-            raw_text = _quote(on_stream.decode("utf-8", "replace"))[1:-1]
-        return shown, raw_text, end
+            raw_text, raw_names = redactor.text(on_stream.decode("utf-8", "replace"), cut=is_cut)
+            if (names and (coded or message.raw_body is not None)) or (coded and is_cut and redactor.enabled):
+                # Framing splits a secret, compression hides it, and half of what is compressed may be more than was decoded.
+                raw_text = PLACEHOLDER
+            names = tuple(dict.fromkeys(names + raw_names))
+            raw_text = _quote(raw_text)[1:-1]
+        return shown, raw_text, end, names
 
 
 class JsonLines:
-    """Writes to `path`, or to standard output where that is ``-``. The file is made 0600 and appended to."""
+    """Writes to `path`, or to standard output where that is ``-``, by sinks/files.py. `mask`: what is done to each line besides."""
 
-    def __init__(self, path: str, writer: RecordWriter, counters: Counters, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        writer: RecordWriter,
+        counters: Counters,
+        warn: Callable[[str], None],
+        *,
+        file: OutputFile | EncryptedFile | None = None,
+        mask: Callable[[str], str] | None = None,
+    ) -> None:
+        self._file = OutputFile(path, None, warn) if file is None else file
         self._path = path
         self._writer = writer
         self._counters = counters
         self._warn = warn
-        self._warned = False
-        self._descriptor = open_output(path)
+        self._mask = mask
+        self._failed = 0
+        """Records that were lost since it could last be written."""
 
     def emit(self, messages: list[Message]) -> None:
         render = self._writer.render
         lines = [render(message) for message in messages]
+        if self._mask is not None:
+            lines = list(map(self._mask, lines))
         lines.append("")
         self._write("\n".join(lines).encode("utf-8", "backslashreplace"), len(messages))
 
     def _write(self, data: bytes, records: int) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as error:
-            if self._path == "-" and error.errno == errno.EPIPE:
-                self._counters.output_failed += records
-                raise OutputClosed from error
-            # What did go out ends in the middle of a line: count whole lines.
-            written = data[: len(data) - len(view)].count(b"\n")
-            self._counters.written += written
-            self._counters.output_failed += records - written
-            if not self._warned:
-                self._warned = True
-                self._warn(f"{self._path}: {error.strerror}: records are lost until it can be written again")
-            self._end_line(data, view)
+        done = self._file.write(data)
+        failure = self._file.failure
+        lost = self._file.take_lost()
+        if done == len(data) and failure is None:
+            self._counters.written += records
+            if self._failed:
+                self._warn(f"{self._path}: is written again: {self._failed} records were lost")
+                self._failed = 0
             return
-        self._counters.written += records
-        self._warned = False
-
-    def _end_line(self, data: bytes, rest: memoryview) -> None:
-        """A line that broke off must not run into the next one."""
-        done = len(data) - len(rest)
-        if done and data[done - 1 : done] != b"\n" and self._path != "-":
-            try:
-                size = os.fstat(self._descriptor).st_size
-                broken = done - (data.rfind(b"\n", 0, done) + 1)
-                os.ftruncate(self._descriptor, size - broken)
-            except OSError:
-                pass  # a pipe, or worse: nothing more can be done
+        written = data[:done].count(b"\n") - lost
+        self._counters.written += written
+        self._counters.output_failed += records - written
+        if self._path == "-" and failure is not None and failure.errno == errno.EPIPE:
+            raise OutputClosed from failure
+        if not self._failed:
+            reason = failure.strerror if failure is not None else "cannot be written"
+            self._warn(f"{self._path}: {reason}: records are lost until it can be written again")
+        self._failed += records - written
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is held back, but what an encrypted file holds until it ends."""
 
     def reopen(self) -> None:
-        if self._path == "-":
-            return
-        try:
-            descriptor = open_output(self._path)
-        except CommandError as error:
-            self._warn(str(error))
-            return
-        os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._file.reopen()
+        self._settle()
 
     def set_wall_offset(self, offset_ns: int) -> None:
         self._writer.set_wall_offset(offset_ns)
 
     def close(self) -> None:
-        if self._path != "-":
-            os.close(self._descriptor)
+        self._file.close()
+        self._settle()
 
-
-def open_output(path: str) -> int:
-    """A descriptor to append to; CommandError (exit status 2) where that cannot be."""
-    if path == "-":
-        return sys.stdout.fileno()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        reason = "is a symbolic link: give the file itself" if error.errno == errno.ELOOP else error.strerror
-        raise CommandError(f"--output {path}: {reason}", exit_code=ExitCode.USAGE) from error
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CommandError(f"--output {path}: is a directory", exit_code=ExitCode.USAGE)
-    return descriptor
+    def _settle(self) -> None:
+        lost = self._file.take_lost()
+        if lost:
+            self._counters.written -= lost
+            self._counters.output_failed += lost
+            self._warn(f"{self._path}: cannot be written: {lost} records are lost")

@@ -78,8 +78,16 @@ class Terminal:
     """See above."""
 
     def __init__(
-        self, stream: TextIO, redactor: Redactor, counters: Counters, *, wall_offset_ns: int, colour: bool | None = None
+        self,
+        stream: TextIO,
+        redactor: Redactor,
+        counters: Counters,
+        *,
+        wall_offset_ns: int,
+        colour: bool | None = None,
+        mask: Callable[[str], str] | None = None,
     ) -> None:
+        self._mask = mask
         self._stream = stream
         self._redactor = redactor
         self._counters = counters
@@ -113,6 +121,7 @@ class Terminal:
             if target.startswith("/"):
                 fields = request.head.fields.headers
                 host = next((value for key, value in fields if key.lower() in ("host", ":authority")), "")
+                host = self._redactor.text(host)[0]
             what = f"{_printable(request.head.method or '?')} {_cut(_printable(host + target), _TARGET_CHARACTERS)}"
             duration = f"  {max(0, response.end_ns - request.time_ns) / 1e6:.1f} ms"
             sent = f"  {size_text(request.body_bytes)} ↑"
@@ -124,12 +133,13 @@ class Terminal:
         text = f"{self._begin(message, message.time_ns)} {arrow} websocket {websocket.opcode}"
         if websocket.opcode == "close":
             words = ("" if websocket.close_code is None else str(websocket.close_code), websocket.close_reason or "")
-            detail = " ".join(filter(None, words))
+            detail, _ = self._redactor.text(" ".join(filter(None, words)))
         else:
             text += f"  {size_text(message.body_bytes)}"
             # As many bytes as may be needed for more characters than are shown.
             beginning = message.body[: 4 * (_TEXT_CHARACTERS + 1)] if websocket.opcode == "text" else b""
-            detail = beginning.decode("utf-8", "replace")
+            cut = len(beginning) < len(message.body) or message.completeness is not Completeness.COMPLETE
+            detail, _ = self._redactor.text(beginning.decode("utf-8", "replace"), cut=cut)
         return f"{text}  {_cut(_printable(detail), _TEXT_CHARACTERS)}" if detail else text
 
     def _begin(self, message: Message, time_ns: int) -> str:
@@ -149,6 +159,8 @@ class Terminal:
             if (not message.head.is_request or isinstance(message.extra, WebSocket))
             and message.completeness is not Completeness.OPEN
         ]
+        if self._mask is not None:
+            lines = list(map(self._mask, lines))
         try:
             if lines:
                 self._stream.write("\n".join(lines) + "\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from netprofiler.cli import main
 from tests.kernel.harness import (
     NETPROFILER,
     Agent,
@@ -346,8 +347,12 @@ def test_every_truncation_has_a_message(taken: Taken, tmp_path: Path, verb: str)
 
 
 @pytest.mark.parametrize("verb", ["replay", "decode"])
-def test_recording_of_another_version(taken: Taken, tmp_path: Path, verb: str) -> None:
-    """The ABI version is in the file's head: some byte there, changed, makes the file unreadable, and says so."""
+def test_recording_of_another_version(
+    taken: Taken, tmp_path: Path, capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """The ABI version is in the file's head: some byte there, changed, makes the file unreadable, and says so. In this process,
+    where an exception would come out as it is: 32 new ones take a quarter of a second each.
+    """
     data = bytearray(taken.recording.read_bytes())
     path = tmp_path / "version"
     messages = []
@@ -355,7 +360,8 @@ def test_recording_of_another_version(taken: Taken, tmp_path: Path, verb: str) -
         changed = bytearray(data)
         changed[at] ^= 0x55
         path.write_bytes(changed)
-        status, _, stderr = run_plain(verb, str(path))
+        status = main([verb, str(path)])
+        stderr = capfd.readouterr().err
         assert status in {0, 1, 2}, (at, stderr)
         assert "Traceback" not in stderr, (at, stderr)
         if status:

@@ -33,7 +33,7 @@ from netprofiler.sources.uprobes import (
     close_links,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.loads_bcc]
 
 SOURCE = Path(__file__).with_name("uprobed.c")
 PROGRAM = b"""

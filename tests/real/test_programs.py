@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,20 @@ from tests.real.harness.programs import (
     run_client,
 )
 from tests.real.harness.static_files import STATIC_SIZES, document_root, get
+from tests.real.harness.tls_lab import TlsLab
 from tests.real.harness.truth import Ask, Truth, agreed, app_plan, go_plan, pattern
 
 pytestmark = pytest.mark.real
+
+SIDES = 4
+"""Records of one exchange between two programs of this host."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[TlsLab]:
+    """For the programs that begin after the agent; others have an agent of their own, which begins after them."""
+    with tempfile.TemporaryDirectory(prefix="np-") as name, TlsLab(Path(name)) as opened:
+        yield opened
 
 
 def of_port(found: list[Exchange], port: int) -> list[Exchange]:
@@ -86,19 +99,18 @@ def test_curl_to_nginx_static(directory: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("keep_alive", [True, False], ids=["upstream-keep-alive", "upstream-http-1.0"])
-def test_curl_to_nginx_proxy_to_go(directory: Path, go_server_binary: Path, keep_alive: bool) -> None:
-    port, upstream, asks = free_port(), free_port(), go_plan()
+def test_curl_to_nginx_proxy_to_go(lab: TlsLab, directory: Path, go_server_binary: Path, keep_alive: bool) -> None:
+    [port, upstream], asks = lab.ports(2), go_plan()
     with (
         servers.go_server(directory, upstream, go_server_binary) as go,
         servers.nginx_proxy(directory, port, upstream, keep_alive=keep_alive) as nginx,
     ):
-        with Agent(directory, *port_filters(port, upstream)) as agent:
-            curl = run_client(curl_args(asks, f"http://127.0.0.1:{port}", directory), directory)
-            at_nginx = nginx.truth(len(asks), directory / "access.log")
-            at_go = go.truth(len(asks), directory / "go-access.log")
-            pids = nginx.pids()
+        curl = run_client(curl_args(asks, f"http://127.0.0.1:{port}", directory), directory)
+        at_nginx = nginx.truth(len(asks), directory / "access.log")
+        at_go = go.truth(len(asks), directory / "go-access.log")
+        pids = nginx.pids()
+        records = lab.records([port, upstream], 2 * SIDES * len(asks))
     truth = agreed(asks, at_nginx, at_go, curl.truth())
-    records = agent.records
     outer = assert_equal_to_truth(records, truth, "client", pids={curl.pid}, ordered=True)
     proxy_in = assert_equal_to_truth(records, truth, "server", pids=pids, ordered=True, sendfile=True)
     proxy_out = assert_equal_to_truth(records, truth, "client", pids=pids, sendfile=True)
@@ -110,18 +122,17 @@ def test_curl_to_nginx_proxy_to_go(directory: Path, go_server_binary: Path, keep
     assert {e.request["protocol"] for e in proxy_out} == {expected}
 
 
-def test_curl_to_haproxy_to_go(directory: Path, go_server_binary: Path) -> None:
-    port, upstream, asks = free_port(), free_port(), go_plan()
+def test_curl_to_haproxy_to_go(lab: TlsLab, directory: Path, go_server_binary: Path) -> None:
+    [port, upstream], asks = lab.ports(2), go_plan()
     with (
         servers.go_server(directory, upstream, go_server_binary) as go,
         servers.haproxy(directory, port, upstream) as haproxy,
     ):
-        with Agent(directory, *port_filters(port, upstream)) as agent:
-            curl = run_client(curl_args(asks, f"http://127.0.0.1:{port}", directory), directory)
-            at_haproxy = haproxy.truth(len(asks))
-            at_go = go.truth(len(asks), directory / "go-access.log")
+        curl = run_client(curl_args(asks, f"http://127.0.0.1:{port}", directory), directory)
+        at_haproxy = haproxy.truth(len(asks))
+        at_go = go.truth(len(asks), directory / "go-access.log")
+        records = lab.records([port, upstream], 2 * SIDES * len(asks))
     truth = agreed(asks, at_haproxy, at_go, curl.truth())
-    records = agent.records
     outer = assert_equal_to_truth(records, truth, "client", pids={curl.pid}, ordered=True)
     proxy_in = assert_equal_to_truth(records, truth, "server", pids={haproxy.pid}, ordered=True)
     proxy_out = assert_equal_to_truth(records, truth, "client", pids={haproxy.pid})
@@ -132,9 +143,9 @@ def test_curl_to_haproxy_to_go(directory: Path, go_server_binary: Path) -> None:
 
 
 @pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "close"])
-def test_ab_to_apache(directory: Path, keep_alive: bool) -> None:
+def test_ab_to_apache(lab: TlsLab, directory: Path, keep_alive: bool) -> None:
     """ab speaks HTTP/1.0; with -k it asks for keep-alive. One ab a target, for ab has but one."""
-    port = free_port()
+    [port] = lab.ports(1)
     [ab] = require("ab")
     runs = [(5, "GET", "/f/1000"), (5, "GET", "/f/65536?x=1"), (3, "HEAD", "/f/4097"), (4, "GET", "/missing")]
     runs += [(3, "GET", "/f/0"), (3, "POST", "/f/17")]
@@ -143,22 +154,22 @@ def test_ab_to_apache(directory: Path, keep_alive: bool) -> None:
     transferred: dict[str, int] = {}
     pids: set[int] = set()
     with servers.apache(directory, port, document_root(directory), sendfile=keep_alive) as apache:
-        with Agent(directory, *port_filters(port)) as agent:
-            for count, method, target in runs:
-                # With -k ab may send more requests than it was told when it has several connections.
-                args = [ab, "-q", "-n", str(count), "-c", "1" if keep_alive else "2", "-s", "10"]
-                args += ["-k"] if keep_alive else []
-                args += ["-i"] if method == "HEAD" else []
-                args += ["-p", str(directory / "body")] if method == "POST" else []
-                done = run_client([*args, f"http://127.0.0.1:{port}{target}"], directory)
-                pids.add(done.pid)
-                complete = re.search(r"^Complete requests: +(\d+)$", done.output, re.MULTILINE)
-                html = re.search(r"^HTML transferred: +(\d+) bytes$", done.output, re.MULTILINE)
-                assert complete is not None and html is not None, done.output
-                told[method, target] = int(complete[1])
-                transferred[target] = int(html[1])
-            truth = apache.truth(23, directory / "access.log")
-            server_pids = apache.pids()
+        for count, method, target in runs:
+            # With -k ab may send more requests than it was told when it has several connections.
+            args = [ab, "-q", "-n", str(count), "-c", "1" if keep_alive else "2", "-s", "10"]
+            args += ["-k"] if keep_alive else []
+            args += ["-i"] if method == "HEAD" else []
+            args += ["-p", str(directory / "body")] if method == "POST" else []
+            done = run_client([*args, f"http://127.0.0.1:{port}{target}"], directory)
+            pids.add(done.pid)
+            complete = re.search(r"^Complete requests: +(\d+)$", done.output, re.MULTILINE)
+            html = re.search(r"^HTML transferred: +(\d+) bytes$", done.output, re.MULTILINE)
+            assert complete is not None and html is not None, done.output
+            told[method, target] = int(complete[1])
+            transferred[target] = int(html[1])
+        truth = apache.truth(23, directory / "access.log")
+        server_pids = apache.pids()
+        records = lab.records([port], SIDES * 23)
     # The stories of ab and of Apache, side by side.
     assert told == Counter((t.method, t.target) for t in truth)
     assert sum(told.values()) == 23
@@ -174,9 +185,9 @@ def test_ab_to_apache(directory: Path, keep_alive: bool) -> None:
         )
         for t in truth
     ]
-    at_client = assert_equal_to_truth(agent.records, known, "client", pids=pids)
-    at_server = assert_equal_to_truth(agent.records, known, "server", pids=server_pids, sendfile=keep_alive)
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, known, "client", pids=pids)
+    at_server = assert_equal_to_truth(records, known, "server", pids=server_pids, sendfile=keep_alive)
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     connections = {e.request["connection"] for e in at_client}
     assert len(connections) == (len(runs) if keep_alive else 23)
@@ -184,9 +195,9 @@ def test_ab_to_apache(directory: Path, keep_alive: bool) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
-def test_wget_to_python(directory: Path, protocol: str) -> None:
+def test_wget_to_python(lab: TlsLab, directory: Path, protocol: str) -> None:
     """wget has one method a run; the files that it saves are its truth."""
-    port, asks = free_port(), app_plan()
+    [port], asks = lab.ports(1), app_plan()
     [wget] = require("wget")
     base = f"http://127.0.0.1:{port}"
     groups: dict[tuple[str, bytes], list[Ask]] = {}
@@ -195,33 +206,33 @@ def test_wget_to_python(directory: Path, protocol: str) -> None:
     told: list[Truth] = []
     pids: set[int] = set()
     with servers.python_http_server(directory, port, protocol) as server:
-        with Agent(directory, *port_filters(port)) as agent:
-            for number, ((method, body), group) in enumerate(groups.items()):
-                saved = directory / f"saved-{number}"
-                saved.mkdir()
-                args = [wget, "-q", "--no-config", "--no-proxy", "--tries=1", "--timeout=20", "--content-on-error"]
-                if protocol == "HTTP/1.0":
-                    args += ["--no-http-keep-alive"]
-                if method == "HEAD":
-                    args += ["--spider"]
-                elif method == "GET":
-                    args += ["-nH", "-x", "-P", str(saved)]
-                else:
-                    (directory / "body").write_bytes(body)
-                    args += [f"--method={method}", f"--body-file={directory / 'body'}", "-nH", "-x", "-P", str(saved)]
-                done = run_client([*args, *(base + ask.target for ask in group)], directory, ok=(0, 8))
-                pids.add(done.pid)
-                for ask in group:
-                    size = 0
-                    if method != "HEAD":
-                        [path] = [p for p in saved.rglob("*") if p.is_file() and unquoted(p, saved) == ask.target]
-                        size = path.stat().st_size
-                    told.append(Truth(ask.method, ask.target, ask.status, size))
-            access = server.truth(len(asks))
+        for number, ((method, body), group) in enumerate(groups.items()):
+            saved = directory / f"saved-{number}"
+            saved.mkdir()
+            args = [wget, "-q", "--no-config", "--no-proxy", "--tries=1", "--timeout=20", "--content-on-error"]
+            if protocol == "HTTP/1.0":
+                args += ["--no-http-keep-alive"]
+            if method == "HEAD":
+                args += ["--spider"]
+            elif method == "GET":
+                args += ["-nH", "-x", "-P", str(saved)]
+            else:
+                (directory / "body").write_bytes(body)
+                args += [f"--method={method}", f"--body-file={directory / 'body'}", "-nH", "-x", "-P", str(saved)]
+            done = run_client([*args, *(base + ask.target for ask in group)], directory, ok=(0, 8))
+            pids.add(done.pid)
+            for ask in group:
+                size = 0
+                if method != "HEAD":
+                    [path] = [p for p in saved.rglob("*") if p.is_file() and unquoted(p, saved) == ask.target]
+                    size = path.stat().st_size
+                told.append(Truth(ask.method, ask.target, ask.status, size))
+        access = server.truth(len(asks))
+        records = lab.records([port], SIDES * len(asks))
     truth = agreed(asks, access, told)
-    at_client = assert_equal_to_truth(agent.records, truth, "client", pids=pids)
-    at_server = assert_equal_to_truth(agent.records, truth, "server", pids={server.pid})
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, truth, "client", pids=pids)
+    at_server = assert_equal_to_truth(records, truth, "server", pids={server.pid})
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     assert {e.response["protocol"] for e in at_client} == {protocol}
 
@@ -263,27 +274,27 @@ def test_requests_to_gunicorn(directory: Path, unix: bool) -> None:
         same_at_both_ends(at_client, at_server)
 
 
-def test_node_fetch_and_request_to_node(directory: Path) -> None:
-    port, asks = free_port(), app_plan()
+def test_node_fetch_and_request_to_node(lab: TlsLab, directory: Path) -> None:
+    [port], asks = lab.ports(1), app_plan()
     [node] = require("node")
     plan = write_plan(directory, asks)
     with servers.node_server(directory, port) as server:
-        with Agent(directory, *port_filters(port)) as agent:
-            done = run_client([node, SCRIPTS / "node_client.js", f"http://127.0.0.1:{port}", plan], directory)
-            access = server.truth(len(asks))
+        done = run_client([node, SCRIPTS / "node_client.js", f"http://127.0.0.1:{port}", plan], directory)
+        access = server.truth(len(asks))
+        records = lab.records([port], SIDES * len(asks))
     truth = agreed(asks, access, done.truth())
-    at_client = assert_equal_to_truth(agent.records, truth, "client", pids={done.pid})
-    at_server = assert_equal_to_truth(agent.records, truth, "server", pids={server.pid})
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, truth, "client", pids={done.pid})
+    at_server = assert_equal_to_truth(records, truth, "server", pids={server.pid})
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     by_fetch = [e for e in at_client if "sec-fetch-mode" in e.request["headers"]]
     assert len(by_fetch) == 12, "half of the requests came from undici, which fetch is"
 
 
 @pytest.mark.parametrize("version", ["HTTP_1_1", "default"])
-def test_java_to_java(directory: Path, classes: Path, version: str) -> None:
+def test_java_to_java(lab: TlsLab, directory: Path, classes: Path, version: str) -> None:
     """By default the JDK's client asks for HTTP/2 with ``Upgrade: h2c``, which the JDK's server ignores."""
-    port, asks = free_port(), app_plan()
+    [port], asks = lab.ports(1), app_plan()
     [java] = require("java")
     plan = directory / "plan.tsv"
     lines = []
@@ -292,23 +303,23 @@ def test_java_to_java(directory: Path, classes: Path, version: str) -> None:
         lines.append(f"{ask.method}\t{ask.target}\t{directory / f'body-{number}'}\n")
     plan.write_text("".join(lines))
     with servers.java_server(directory, port, classes) as server:
-        with Agent(directory, *port_filters(port)) as agent:
-            command: list[str | Path] = [
-                java,
-                *servers.JAVA_FLAGS,
-                "-cp",
-                classes,
-                "Client",
-                f"http://127.0.0.1:{port}",
-                plan,
-                version,
-            ]
-            done = run_client(command, directory)
-            access = server.truth(len(asks))
+        command: list[str | Path] = [
+            java,
+            *servers.JAVA_FLAGS,
+            "-cp",
+            classes,
+            "Client",
+            f"http://127.0.0.1:{port}",
+            plan,
+            version,
+        ]
+        done = run_client(command, directory)
+        access = server.truth(len(asks))
+        records = lab.records([port], SIDES * len(asks))
     truth = agreed(asks, access, done.truth())
-    at_client = assert_equal_to_truth(agent.records, truth, "client", pids={done.pid}, ordered=True)
-    at_server = assert_equal_to_truth(agent.records, truth, "server", pids={server.pid}, ordered=True)
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, truth, "client", pids={done.pid}, ordered=True)
+    at_server = assert_equal_to_truth(records, truth, "server", pids={server.pid}, ordered=True)
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     upgrades = [e for e in at_client if e.request["headers"].get("Upgrade") == "h2c"]
     assert bool(upgrades) == (version == "default")
@@ -340,9 +351,11 @@ def test_go_to_go(directory: Path, go_server_binary: Path, go_traffic_binary: Pa
             assert e.request["body"] == e.response["body"], "an echo is what was sent"
 
 
-def test_curl_to_go_with_interim_responses_chunks_and_events(directory: Path, go_server_binary: Path) -> None:
+def test_curl_to_go_with_interim_responses_chunks_and_events(
+    lab: TlsLab, directory: Path, go_server_binary: Path
+) -> None:
     """What Go's server makes of Expect, 103, chunks with a trailer, and server-sent events."""
-    port = free_port()
+    [port] = lab.ports(1)
     pieces = "".join(f"piece {n} of 5\n" for n in range(1, 6)).encode()
     events = "".join(f'id: {n}\nevent: tick\ndata: {{"tick":{n}}}\n\n' for n in range(1, 6)).encode()
     body = pattern(3000, "expected")
@@ -354,14 +367,14 @@ def test_curl_to_go_with_interim_responses_chunks_and_events(directory: Path, go
         Ask("GET", "/status/304", 304, b""),
     ]
     with servers.go_server(directory, port, go_server_binary) as server:
-        with Agent(directory, *port_filters(port)) as agent:
-            command = curl_args(asks, f"http://127.0.0.1:{port}", directory, "-H", "Expect: 100-continue")
-            curl = run_client(command, directory)
-            access = server.truth(len(asks), directory / "go-access.log")
+        command = curl_args(asks, f"http://127.0.0.1:{port}", directory, "-H", "Expect: 100-continue")
+        curl = run_client(command, directory)
+        access = server.truth(len(asks), directory / "go-access.log")
+        records = lab.records([port], SIDES * len(asks) + 2 * 2)
     truth = agreed(asks, access, curl.truth())
-    at_client = assert_equal_to_truth(agent.records, truth, "client", pids={curl.pid}, ordered=True)
-    at_server = assert_equal_to_truth(agent.records, truth, "server", pids={server.pid}, ordered=True)
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, truth, "client", pids={curl.pid}, ordered=True)
+    at_server = assert_equal_to_truth(records, truth, "server", pids={server.pid}, ordered=True)
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     for side in (at_client, at_server):
         early, echo, chunked, sse, not_modified = side
@@ -374,22 +387,22 @@ def test_curl_to_go_with_interim_responses_chunks_and_events(directory: Path, go
         assert [e.interim for e in (chunked, sse, not_modified)] == [()] * 3
 
 
-def test_curl_processes_that_live_for_milliseconds(directory: Path, go_server_binary: Path) -> None:
+def test_curl_processes_that_live_for_milliseconds(lab: TlsLab, directory: Path, go_server_binary: Path) -> None:
     """Who sent it must be known although /proc/PID is gone when the agent looks."""
-    port = free_port()
+    [port] = lab.ports(1)
     curl = require("curl")[0]
     with servers.go_server(directory, port, go_server_binary) as server:
-        with Agent(directory, *port_filters(port)) as agent:
-            wanted = {}
-            for number in range(23):
-                command = [curl, "-s", "-o", "/dev/null", f"http://127.0.0.1:{port}/echo?number={number}"]
-                done = run_client(command, directory)
-                wanted[done.pid] = (" ".join(command), f"/echo?number={number}")
-            truth = server.truth(23, directory / "go-access.log")
+        wanted = {}
+        for number in range(23):
+            command = [curl, "-s", "-o", "/dev/null", f"http://127.0.0.1:{port}/echo?number={number}"]
+            done = run_client(command, directory)
+            wanted[done.pid] = (" ".join(command), f"/echo?number={number}")
+        truth = server.truth(23, directory / "go-access.log")
+        records = lab.records([port], SIDES * 23)
     assert len(wanted) == 23
-    at_client = assert_equal_to_truth(agent.records, truth, "client", pids=wanted)
-    at_server = assert_equal_to_truth(agent.records, truth, "server", pids={server.pid})
-    assert_only(agent.records, at_client, at_server)
+    at_client = assert_equal_to_truth(records, truth, "client", pids=wanted)
+    at_server = assert_equal_to_truth(records, truth, "server", pids={server.pid})
+    assert_only(records, at_client, at_server)
     same_at_both_ends(at_client, at_server)
     for e in at_client:
         for record in (e.request, e.response):

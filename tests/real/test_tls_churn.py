@@ -32,8 +32,8 @@ from tests.real.harness.truth import Ask, Truth, app_plan, from_json_log, patter
 
 pytestmark = pytest.mark.real
 
-SECONDS = 40.0
-PER_SECOND = 20
+SECONDS = 32.0
+PER_SECOND = 25
 FRESH_EVERY = 40
 """One of so many processes is a Go program of a file that was not there before."""
 SAMPLE_SECONDS = 1.0

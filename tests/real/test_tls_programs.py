@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from tests.real.harness import servers, tls_servers
 from tests.real.harness.checks import Exchange, Record, assert_equal_to_truth, assert_hops, assert_only
+from tests.real.harness.http2 import probed
 from tests.real.harness.programs import PYTHON, SCRIPTS, Finished, Program, curl_args, require, run_client
 from tests.real.harness.static_files import document_root, get, static_plan
 from tests.real.harness.tls import (
@@ -40,8 +40,6 @@ pytestmark = pytest.mark.real
 COUNT = 23
 SIDES = 4
 """Records of one exchange between two programs of this host."""
-ANALYSIS_SECONDS = 2.0
-"""What the agent has to see, analyse and attach an executable of 100 MB in; libraries in the linker's cache are attached before."""
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +175,8 @@ def test_node_to_node(tls_lab: TlsLab, directory: Path, certificates: Certificat
     """``fetch`` and ``https.request`` in turn; OpenSSL is in Node's own executable."""
     [port], asks = tls_lab.ports(1), app_plan()
     [node, env] = require("node", "env")
-    with tls_servers.node_server(directory, port, certificates, version=version) as server:
-        time.sleep(ANALYSIS_SECONDS)
+    # Libraries in the linker's cache are probed before; Node's executable when the first Node runs.
+    with probed(tls_servers.node_server(directory, port, certificates, version=version), tls_lab.agent.pid) as server:
         done = run_client(
             [
                 *(env, f"NODE_EXTRA_CA_CERTS={certificates.ca}", node, SCRIPTS / "node_tls_client.js"),

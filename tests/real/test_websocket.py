@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 
 from tests.real.harness import websocket
 from tests.real.harness.checks import Role, header
+from tests.real.harness.http2 import probed
 from tests.real.harness.programs import PYTHON, SCRIPTS, Program, require, run_client, wait_until
 from tests.real.harness.tls import NAME, Certificates, negotiated
 from tests.real.harness.tls_lab import TlsLab
@@ -25,8 +24,6 @@ from tests.real.harness.websocket import CLOSE, Part, Stream, Talk, assert_side,
 
 pytestmark = pytest.mark.real
 
-ANALYSIS_SECONDS = 2.0
-"""What the agent has to see, analyse and attach Node's executable of 100 MB in, before TLS begins."""
 NODE_WS = Path("/usr/share/nodejs/ws")
 """Debian's package ``node-ws``."""
 
@@ -42,10 +39,9 @@ def node(lab: TlsLab) -> Iterator[str]:
     """A Node that only runs, so that the probes in its executable are there when the others begin."""
     assert NODE_WS.is_dir(), "node-ws is not installed; `make test` installs what the tests start"
     [path] = require("node")
-    with subprocess.Popen([path, "-e", "setTimeout(() => {}, 1e6)"], stdin=subprocess.DEVNULL) as process:
-        time.sleep(ANALYSIS_SECONDS)
-        yield path
-        process.kill()
+    with tempfile.TemporaryDirectory(prefix="np-") as name:
+        with probed(Program([path, "-e", "setTimeout(() => {}, 1e6)"], Path(name), name="node"), lab.agent.pid):
+            yield path
 
 
 def end(node: str, kind: str) -> list[str | Path]:

@@ -22,11 +22,33 @@ PROPER: dict[str, tuple[str, str, str, Any]] = {
     "exclude-exe": ("/a", "/b", "/c", ("/c",)),
     "port": ("1", "2", "3", (3,)),
     "exclude-port": ("1", "2", "3", (3,)),
+    "container": ("a", "b", "c", ("c",)),
+    "exclude-container": ("a", "b", "c", ("c",)),
+    "compose-project": ("a", "b", "c", ("c",)),
+    "compose-service": ("a", "b", "c", ("c",)),
+    "container-label": ("a", "b", "c=d", ("c=d",)),
+    "container-socket": ("a", "b", "c", ("c",)),
+    "container-namespace": ("a", "b", "c", ("c",)),
+    "opt-in": ("A", "B", "C", "C"),
+    "opt-in-values": ("a", "b", "c, d,", ("c", "d")),
+    "env-output": ("a", "b", "c", "c"),
+    "env-prefix": ("a", "b", "C_,D_", ("C_", "D_")),
     "stream-interval": ("1", "2", "3.5", 3.5),
     "ledger": ("a", "b", "c", "c"),
     "body-limit": ("1", "2", "3", 3),
     "redact": ("a", "b", "c", ("c",)),
+    "mask": ("homes", "homes", "addresses", ("addresses",)),
+    "rotate-size": ("4096", "8K", "1M", 1048576),
+    "rotate-age": ("1", "2", "3.5", 3.5),
+    "rotate-keep": ("1", "2", "3", 3),
+    "rotate-compression": ("none", "zstd", "gzip", "gzip"),
+    "encrypt-to": ("a", "b", "c", ("c",)),
+    "audit": ("a", "b", "c", "c"),
+    "user": ("a", "b", "c", "c"),
     "proto": ("a", "b", "c", ("c",)),
+    "metrics-address": (":1", "[::1]:2", "0.0.0.0:3", "0.0.0.0:3"),
+    "metrics-config": ("a", "b", "c", "c"),
+    "route": ("/a", "/b", "/c/*", ("/c/*",)),
     "duration": ("1", "2", "3", 3.0),
     "count": ("1", "2", "3", 3),
     "log-format": ("text", "text", "json", "json"),
@@ -122,8 +144,27 @@ def test_switches(option: Option, tmp_path: Path) -> None:
         ("exclude-comm", "", "not empty"),
         ("exe", "", "not empty"),
         ("exclude-exe", "", "not empty"),
+        ("container", "", "not empty"),
+        ("exclude-container", "", "not empty"),
+        ("compose-project", "", "not empty"),
+        ("compose-service", "", "not empty"),
+        ("container-label", "", "not empty"),
+        ("container-socket", "", "not empty"),
+        ("container-namespace", "", "not empty"),
+        ("opt-in", "A=B", "name of an environment variable"),
+        ("opt-in-values", ",", "names with commas"),
+        ("env-output", "", "not empty"),
+        ("env-prefix", ",", "names with commas"),
         ("redact", "", "not empty"),
         ("proto", "", "not empty"),
+        ("audit", "", "not empty"),
+        ("user", "", "not empty"),
+        ("encrypt-to", "", "not empty"),
+        ("mask", "names", "addresses or homes"),
+        ("rotate-size", "100", "number of bytes"),
+        ("rotate-age", "daily", "number of seconds"),
+        ("rotate-keep", "-1", "whole number from 0"),
+        ("rotate-compression", "xz", "zstd, gzip or none"),
         ("pid", "x", "whole number from 1"),
         ("exclude-pid", "-4", "whole number from 1"),
         ("port", "0", "from 1 to 65535"),
@@ -132,6 +173,9 @@ def test_switches(option: Option, tmp_path: Path) -> None:
         ("count", "1.5", "whole number from 1"),
         ("duration", "inf", "number of seconds"),
         ("stream-interval", "nan", "number of seconds"),
+        ("metrics-address", "9090", "HOST:PORT"),
+        ("metrics-config", "", "not empty"),
+        ("route", "users", "path that begins with /"),
         ("log-format", "xml", "text or json"),
     ],
 )
@@ -210,6 +254,47 @@ def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("body-limit = 8")
     assert config("--config", str(other), environment={"NETPROFILER_CONFIG": path}).body_limit == 8
+
+
+def test_opt_in_without_a_name_and_with_values_alone() -> None:
+    assert config("--opt-in").opt_in == "ADI_PROFILE"
+    assert config("--opt-in-values", "a").opt_in == "ADI_PROFILE"
+    assert config("--opt-in", "--opt-in-values", "a,b").opt_in_values == ("a", "b")
+    assert config().opt_in is None
+
+
+def test_opt_in_may_be_true_in_the_file(tmp_path: Path) -> None:
+    assert config("--config", write(tmp_path, "opt-in = true")).opt_in == "ADI_PROFILE"
+    assert config("--config", write(tmp_path, "opt-in = false")).opt_in is None
+
+
+def test_the_names_of_another_profiler_are_known_where_ours_are_not_set() -> None:
+    theirs = {
+        "OUTPUT_PATH": "log",
+        "ENV_OUTPUT_PATH": "env.yml",
+        "ENV_PREFIX_LIST": "A_,B_",
+        "CONTAINERD_SOCKET": "/run/containerd/containerd.sock",
+        "CONTAINERD_NAMESPACE": "k8s.io",
+        "ADI_PROFILE_ALLOWED": "local,dev",
+    }
+    made = config(environment=theirs)
+    assert made == Config(
+        output="log",
+        env_output="env.yml",
+        env_prefix=("A_", "B_"),
+        container_socket=("/run/containerd/containerd.sock",),
+        container_namespace=("k8s.io",),
+        opt_in="ADI_PROFILE",
+        opt_in_values=("local", "dev"),
+    )
+    ours = {"NETPROFILER_ENV_OUTPUT": "mine", "NETPROFILER_OPT_IN": "MINE", "NETPROFILER_CONTAINER_NAMESPACE": "x"}
+    made = config(environment={**theirs, **ours})
+    assert (made.env_output, made.opt_in, made.opt_in_values, made.container_namespace) == ("mine", "MINE", (), ("x",))
+
+
+def test_adi_profile_allowed_set_to_nothing_turns_opt_in_on() -> None:
+    made = config(environment={"ADI_PROFILE_ALLOWED": ""})
+    assert (made.opt_in, made.opt_in_values) == ("ADI_PROFILE", ())
 
 
 def test_output_path() -> None:

@@ -37,6 +37,8 @@ class Agent:
         self.records: list[Record] = []
         self.ledger: Ledger = {}
         self._allowed_rows = allowed_rows
+        self._read_bytes = 0
+        self._read_records: list[Record] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Agent:
@@ -82,8 +84,14 @@ class Agent:
 
     def log(self) -> list[Record]:
         """The whole lines written so far."""
-        text = self.output.read_text(encoding="utf-8") if self.output.exists() else ""
-        return parse_log(text[: text.rfind("\n") + 1])
+        if self.output.exists():
+            with self.output.open("rb") as file:
+                file.seek(self._read_bytes)
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self._read_bytes += len(new)
+            self._read_records += parse_log(new.decode())
+        return list(self._read_records)
 
     def rss_bytes(self) -> int:
         """Anonymous memory: what grows with connections; libLLVM's file mapping is not the agent's doing."""

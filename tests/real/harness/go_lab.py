@@ -21,7 +21,6 @@ from tests.real.harness.checks import (
     assert_equal_to_truth,
     assert_hops,
     brief,
-    parse_log,
 )
 from tests.real.harness.programs import Finished, Program, run_client, wait_until
 from tests.real.harness.text import is_probed
@@ -32,14 +31,12 @@ ATTACH_SECONDS = 30.0
 ATTACHED_SECONDS = 0.05
 """From the probes to the agent's note of it, which says that what begins now is seen from its beginning."""
 SETTLE_SECONDS = 20.0
-QUIET_SECONDS = 0.3
-"""Longer than the agent holds a message back (connection.HOLD_NS)."""
 
 
 class GoLab:
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.agent = Agent(directory, "--pid", str(os.getpid()), *arguments)
-        self._read_bytes = 0
+        self._read_records = 0
         self._by_pid: dict[int, list[Record]] = {}
         self._handed_out: dict[int, int] = {}
         self._servers = 0
@@ -78,11 +75,10 @@ class GoLab:
         return done
 
     def records(self, pids: Collection[int], count: int) -> list[Record]:
-        """All that the log has of these processes, once it has ``count`` records of them and a moment has gone by."""
+        """All that the log has of these processes, once it has ``count`` records of them: with more to come, the lab fails at its end."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while self._count(pids) < count and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(QUIET_SECONDS)
         self._read()
         for pid in pids:
             self._handed_out[pid] = len(self._by_pid.get(pid, []))
@@ -94,15 +90,10 @@ class GoLab:
 
     def _read(self) -> None:
         """What the log has got since it was read last."""
-        if not self.agent.output.exists():
-            return
-        with self.agent.output.open("rb") as file:
-            file.seek(self._read_bytes)
-            new = file.read()
-        new = new[: new.rfind(b"\n") + 1]
-        self._read_bytes += len(new)
-        for record in parse_log(new.decode()):
+        records = self.agent.log()
+        for record in records[self._read_records :]:
             self._by_pid.setdefault(record["pid"], []).append(record)
+        self._read_records = len(records)
 
 
 def address_of(server: Program) -> str:

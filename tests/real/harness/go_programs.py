@@ -1,10 +1,12 @@
-"""Go toolchains of many versions, and what they build from programs/go_tls: built once, kept below .cache/.
+"""Go toolchains of many versions, and what they build from programs/: built once, kept below .cache/.
 
-scripts/go_toolchains.sh brings a toolchain here by its version and prints its GOROOT.
+scripts/go_toolchains.sh brings a toolchain here by its version and prints its GOROOT. Run as a program, this builds all that a
+run of the tests needs: scripts/test.sh has it done while other tests run, for what is built for the first time takes minutes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -61,6 +63,14 @@ def build(version: str, mode: str, package: str = ".") -> Path:
     if binary.exists():
         return binary
     CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not binary.exists():  # nor has another process built it meanwhile
+            _build(root, directory, binary, version, mode, package)
+    return binary
+
+
+def _build(root: Path, directory: Path, binary: Path, version: str, mode: str, package: str) -> None:
     flags, cgo = MODES[mode]
     arguments = [str(root / "bin" / "go"), "build", *flags, "-buildvcs=false", "-o", f"{binary}.new"]
     if _numbers(version) < (1, 18):
@@ -89,4 +99,17 @@ def build(version: str, mode: str, package: str = ".") -> Path:
     )
     assert done.returncode == 0, f"go {version} {mode}: {done.stderr[-2000:]}"
     Path(f"{binary}.new").rename(binary)
-    return binary
+
+
+def build_chosen() -> None:
+    """All that the tests of every run ask for."""
+    for version in CHOSEN:
+        for mode in MODES:
+            build(version, mode)
+        build(version, "plain", "../go_conns")
+    for package in ("chi", "../grpc_go", "../http2_go"):
+        build(CHOSEN[-1], "plain", package)
+
+
+if __name__ == "__main__":
+    build_chosen()

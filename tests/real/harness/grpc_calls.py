@@ -26,6 +26,9 @@ SERVICE = "netprofiler.test.Probe"
 PREFIX_BYTES = 5
 """Before each message: compressed or not, and its length (gRPC over HTTP/2, Length-Prefixed-Message)."""
 CANCELLED, DEADLINE_EXCEEDED = 1, 4
+PYTHONS = {"python": PYTHON, "debian": "/usr/bin/python3"}
+"""With grpcio of PyPI, in which BoringSSL is linked; and with Debian's ``python3-grpcio``, which takes the system's OpenSSL."""
+DEBIAN_GRPC = Path("/usr/lib/python3/dist-packages/grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,21 @@ def go_binary() -> Path:
     return go_programs.build(go_programs.CHOSEN[-1], "plain", "../grpc_go")
 
 
+def python_command(kind: str, *args: str | Path) -> list[str | Path]:
+    assert kind != "debian" or DEBIAN_GRPC.is_dir(), (
+        "python3-grpcio is not installed; `make test` installs what the tests start"
+    )
+    return [PYTHONS[kind], SCRIPTS / "grpc_python.py", *args]
+
+
 def server(
     kind: str, directory: Path, port: int, certificates: Certificates | None, agent_pid: int | None
 ) -> AbstractContextManager[Program]:
-    """``python`` or ``go``; over TLS (Go alone), and with an agent: probed."""
+    """``python``, ``debian`` or ``go``; over TLS (the last two), and with an agent: probed."""
     address = ("127.0.0.1", port)
-    if kind == "python":
-        args: list[str | Path] = [PYTHON, SCRIPTS / "grpc_python.py", "server", str(port)]
+    if kind in PYTHONS:
+        args = python_command(kind, "server", str(port))
+        args += [] if certificates is None else [certificates.certificate, certificates.key]
         return Program(args, directory, name="server", address=address)
     args = [go_binary(), "server", "-listen", f"127.0.0.1:{port}"]
     if certificates is None:
@@ -148,10 +159,10 @@ def server(
 def client_command(
     kind: str, path: Path, port: int, certificates: Certificates | None, *, streams: int = 1, before: int = 0
 ) -> list[str | Path]:
-    if kind == "python":
-        script = SCRIPTS / "grpc_python.py"
-        return [PYTHON, script, "client", f"127.0.0.1:{port}", path, str(streams), str(before)]
-    args: list[str | Path] = [go_binary(), "client", "-connect", f"127.0.0.1:{port}", "-plan", path]
+    if kind in PYTHONS:
+        args = python_command(kind, "client", f"127.0.0.1:{port}", path, str(streams), str(before))
+        return args if certificates is None else [*args, certificates.ca]
+    args = [go_binary(), "client", "-connect", f"127.0.0.1:{port}", "-plan", path]
     args += ["-streams", str(streams), "-before", str(before)]
     return args if certificates is None else [*args, "-ca", certificates.ca]
 

@@ -1,4 +1,5 @@
-"""Both ends of gRPC by grpcio: ``server PORT``, or ``client HOST:PORT PLAN STREAMS BEFORE``; a JSON line for each call that an end saw.
+"""Both ends of gRPC by grpcio: ``server PORT [CERTIFICATE KEY]``, or ``client HOST:PORT PLAN STREAMS BEFORE [CA]``, over TLS
+where there is a certificate; a JSON line for each call that an end saw.
 
 The messages are plain text; no stubs. PLAN is a list of ``{id, method, send, gzip, deadline_ms, cancel_after, metadata}``:
 
@@ -22,6 +23,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -31,6 +33,8 @@ PATIENCE_SECONDS = 30.0
 THREADS = 32
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.so_reuseport", 0)]
+NAME = "localhost"
+"""In the certificate, and asked for."""
 lock = threading.Lock()
 
 
@@ -120,9 +124,14 @@ class Probe(grpc.GenericRpcHandler):  # type: ignore[misc]
             context.set_details("no such method")
 
 
-def serve(port: str) -> None:
+def serve(port: str, *secrets: str) -> None:
     server = grpc.server(ThreadPoolExecutor(THREADS), handlers=[Probe()], options=OPTIONS)
-    assert server.add_insecure_port(f"127.0.0.1:{port}") == int(port)
+    if secrets:
+        certificate, key = (Path(path).read_bytes() for path in secrets)
+        bound = server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([(key, certificate)]))
+    else:
+        bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    assert bound == int(port)
     server.start()
     server.wait_for_termination()
 
@@ -179,10 +188,17 @@ def make(channel: grpc.Channel, call: dict[str, Any]) -> None:
     tell(call["id"], method, sent, received, code, details)
 
 
-def call_all(address: str, path: str, streams: int, before: int) -> None:
+def open_channel(address: str, ca: str | None) -> grpc.Channel:
+    if ca is None:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", NAME)]
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(Path(ca).read_bytes()), options)
+
+
+def call_all(address: str, path: str, streams: int, before: int, ca: str | None = None) -> None:
     with open(path, encoding="utf-8") as file:
         plan = json.load(file)
-    with grpc.insecure_channel(address, options=OPTIONS) as channel, ThreadPoolExecutor(streams) as pool:
+    with open_channel(address, ca) as channel, ThreadPoolExecutor(streams) as pool:
         for call in plan[:before]:
             make(channel, call)
         if before:
@@ -194,6 +210,6 @@ def call_all(address: str, path: str, streams: int, before: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "server":
-        serve(sys.argv[2])
+        serve(*sys.argv[2:])
     else:
-        call_all(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        call_all(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), *sys.argv[6:])

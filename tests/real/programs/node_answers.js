@@ -17,4 +17,15 @@ function answer(method, target, body) {
   return [404, Buffer.from("no such thing\n")];
 }
 
-module.exports = { answer };
+// What a socket says of its TLS.
+function handshake(socket) {
+  if (!socket.encrypted) return {};
+  return {
+    version: socket.getProtocol(),
+    cipher: socket.getCipher().standardName,
+    sni: socket.servername,
+    alpn: socket.alpnProtocol,
+  };
+}
+
+module.exports = { answer, handshake };

@@ -2,6 +2,8 @@
 const fs = require("node:fs");
 const http2 = require("node:http2");
 
+const { handshake } = require("./node_answers.js");
+
 function ask(session, method, target, body) {
   return new Promise((resolve, reject) => {
     const stream = session.request({ ":method": method, ":path": target }, { endStream: !body });
@@ -13,16 +15,6 @@ function ask(session, method, target, body) {
     stream.on("error", reject);
     if (body) stream.end(body);
   });
-}
-
-function handshake(socket) {
-  if (!socket.encrypted) return {};
-  return {
-    version: socket.getProtocol(),
-    cipher: socket.getCipher().standardName,
-    sni: socket.servername,
-    alpn: socket.alpnProtocol,
-  };
 }
 
 async function main() {

@@ -2,17 +2,7 @@
 const fs = require("node:fs");
 const http2 = require("node:http2");
 
-const { answer } = require("./node_answers.js");
-
-function handshake(socket) {
-  if (!socket.encrypted) return {};
-  return {
-    version: socket.getProtocol(),
-    cipher: socket.getCipher().standardName,
-    sni: socket.servername,
-    alpn: socket.alpnProtocol,
-  };
-}
+const { answer, handshake } = require("./node_answers.js");
 
 const [port, certificate, key] = process.argv.slice(2);
 const server = certificate

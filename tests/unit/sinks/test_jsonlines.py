@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -440,6 +441,16 @@ def test_nanoseconds_seconds_and_a_clock_that_is_set() -> None:
     assert json.loads(render.render(messages[0]))["timestamp"] == "2026-11-21T03:18:24.000200000Z"
 
 
+@pytest.mark.parametrize(
+    "time_ns", [0, 1, (1 << 62) - 1, 1 << 62, (1 << 62) + 30_714_752, (1 << 63) + 1, (1 << 64) - 1]
+)
+def test_any_time_that_a_damaged_recording_can_hold(time_ns: int) -> None:
+    [message] = some_messages(1)
+    message.time_ns = time_ns
+    shown = json.loads(writer().render(message))["timestamp"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", shown)
+
+
 def test_many_processes_on_one_connection_and_one_that_becomes_another() -> None:
     script = Script()
     peer = script.server()
@@ -565,7 +576,8 @@ def test_a_full_disk_loses_whole_lines_counts_them_and_says_so_once(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         lines.emit(some_messages(1))
-    assert len(warnings) == 2  # it went well in between
+    assert "is written again: 4 records were lost" in warnings[1]
+    assert len(warnings) == 3  # it went well in between
 
 
 def test_a_reader_that_went_away_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
