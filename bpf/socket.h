@@ -84,6 +84,7 @@ static __always_inline void *find_file(void *task, u32 descriptor) {
 #ifdef SOCKET_EVENTS
 #define SOCK_U32(sk, offset) LOAD_U32(AS(sk, tcp_sock), offset)
 #define SOCK_U64(sk, offset) LOAD_U64(AS(sk, tcp_sock), offset)
+#define SOCK_U16(sk, offset) LOAD_U16(AS(sk, tcp_sock), offset)
 #define SOCK_U8(sk, offset) LOAD_U8(AS(sk, tcp_sock), offset)
 #else
 #define SOCK_U32(sk, offset) read_u32((sk) + (offset))

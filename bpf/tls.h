@@ -120,8 +120,15 @@ static __always_inline u64 socket_of_descriptor(const struct probe_hit *hit, u32
 
 	if (inode && !connections.lookup(&inode)) {
 		sk = stream_sock(socket);
+#ifdef SOCKET_EVENTS
+		/* A handshake begins before the first call on its socket. */
+		if (!sk || !remember_event(inode, AS(sk, tcp_sock), SOCK_U16(sk, OFFSET_sock_common__skc_family),
+					   DIRECTION_RECV, 0))
+			return 0;
+#else
 		if (!sk || !remember(inode, sk, ROLE_UNKNOWN, 0))
 			return 0;
+#endif
 	}
 	return inode;
 }

@@ -30,6 +30,7 @@ from netprofiler import wire
 from netprofiler.connection import Command, Ignore
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
+from netprofiler.privileges import may_capture
 from netprofiler.sources import bpf
 from netprofiler.sources.btf import KernelTypes
 from netprofiler.sources.compiler import ObjectCache, cache_directory, compile_object, object_key
@@ -176,7 +177,7 @@ def needed_offsets(text: str) -> list[str]:
 
 def check_host() -> None:
     """What can be told before anything is loaded."""
-    if os.geteuid() != 0:
+    if not may_capture():
         raise CommandError(
             "capturing needs root (CAP_BPF, CAP_PERFMON and more)", ExitCode.HOST, remedy="run it with sudo"
         )
