@@ -27,8 +27,10 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One agent for the whole module; at its end the ledger sums and nothing was lost."""
-    with running(tmp_path_factory.mktemp("agent")) as agent:
+    """One agent for the whole module; at its end the ledger sums and nothing was lost. Go's programs, which are built for other
+    tests meanwhile, download megabytes.
+    """
+    with running(tmp_path_factory.mktemp("agent"), "--exclude-comm", "go") as agent:
         yield agent
         assert agent.end() == 0, agent.stderr()
         check_ledger(agent.ledger())

@@ -35,7 +35,9 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    with running(tmp_path_factory.mktemp("agent"), program=(sys.executable, "-c", AGENT)) as agent:
+    with running(
+        tmp_path_factory.mktemp("agent"), "--exclude-comm", "go", program=(sys.executable, "-c", AGENT)
+    ) as agent:
         assert "sys_exit" in agent.stderr()
         assert "sock_send_length" not in agent.stderr()
         yield agent

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from netprofiler.sources import kernel
 from netprofiler.sources.discovery import LINGER_NS
 from tests.real.harness import go_programs
 from tests.real.harness.agent import NETPROFILER, Agent
@@ -36,6 +37,7 @@ SECONDS = 32.0
 PER_SECOND = 25
 FRESH_EVERY = 40
 """One of so many processes is a Go program of a file that was not there before."""
+TRACEPOINTS = len(kernel.TRACEPOINTS | kernel.SOCKET_TRACEPOINTS)
 SAMPLE_SECONDS = 1.0
 LINGER_SECONDS = LINGER_NS / 1e9
 """So long the agent keeps the probes in a file that nobody runs any more."""
@@ -68,6 +70,13 @@ def sample(agent: Agent, seconds: float) -> Sample:
         except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
             continue
     return Sample(seconds, len(names), links, agent.rss_bytes())
+
+
+def has_settled(agent: Agent) -> bool:
+    """It was seen to attach more than the server's probes, and for a second has attached nothing."""
+    first = sample(agent, 0).links
+    time.sleep(1)
+    return sample(agent, 0).links == first > TRACEPOINTS + 1
 
 
 @contextmanager
@@ -107,6 +116,9 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
     with tls_server(binary, directory) as server, Agent(directory, "--pid", str(os.getpid())) as agent:
         wait_until(lambda: is_probed(server.pid, binary, agent.pid), "the server is probed")
         address = address_of(server)
+        # Once a watched process has a child, everything is probed, whoever uses it.
+        subprocess.run(["true"], check=True, timeout=10)
+        wait_until(lambda: has_settled(agent), "everything is probed")
         before = sample(agent, 0)
         begin = time.monotonic()
         for number in itertools.count():

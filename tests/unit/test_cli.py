@@ -102,7 +102,7 @@ def test_bad_usage_is_one_line_and_2(
 
 
 def test_without_root_it_is_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("netprofiler.sources.kernel.may_capture", lambda: False)
     assert main([]) == 3
     error = error_of(capsys)
     assert "root" in error and "sudo" in error
