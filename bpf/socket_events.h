@@ -236,6 +236,24 @@ static __always_inline u32 before_unix_call(void *sk, struct connection *connect
 	return find_skipped(sk, connection, direction == DIRECTION_RECV ? moved : 0);
 }
 
+/* What neither is copied nor tells anything: no more than counted. Returns 0 where there is more to do. */
+static __always_inline int is_only_counted(struct connection *connection, void *sk, u32 moved, u8 direction) {
+	struct ledger *ledger = find_ledger();
+
+	if (connection->verdict <= VERDICT_HTTP2 || connection->hello_left[direction & 1] || !ledger ||
+	    (TLS_PROBES && connection->verdict == VERDICT_TLS && !connection->library))
+		return 0;
+#ifdef FILTER_PORT
+	if (connection->filtered)
+		return 0;
+#endif
+	if (direction == DIRECTION_RECV)
+		connection->count[DIRECTION_RECV] = position_after(sk, DIRECTION_RECV);
+	account(ledger, ROW_TOTAL, moved > 0, moved);
+	account(ledger, uncopied_row(connection), moved > 0, moved);
+	return 1;
+}
+
 static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32 flags, u8 direction) {
 	void *sk = AS(sock, tcp_sock), *file;
 	struct call_registers arguments;
@@ -246,18 +264,26 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	u16 family;
 	u8 is_known, is_compat;
 
+	family = LOAD_U16(sk, OFFSET_sock_common__skc_family);
+	moved.inode = find_inode(sk, &file);
+	if (!moved.inode)
+		return 0;
+	connection = connections.lookup(&moved.inode);
+#ifndef FILTER_PROCESS
+	if (connection && connection->sk == sock && connection->tcp && result >= 0 &&
+	    !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && is_only_counted(connection, sk, result, direction))
+		return 0;
+#endif
 	moved.task = CURRENT_TASK();
 	moved.registers = task_registers(moved.task);
 	load_call_registers(&arguments, (void *)moved.registers);
-	family = LOAD_U16(sk, OFFSET_sock_common__skc_family);
 	/* A failure matters to who counts messages alone, and a look ahead only when it meets the end. */
 	if ((result < 0 && arguments.number != CALL_SENDMMSG && arguments.number != CALL_RECVMMSG) ||
 	    (flags & MSG_ERRQUEUE) || ((flags & MSG_PEEK) && (result || family != AF_UNIX)) ||
 	    LOAD_U16(sk, OFFSET_sock__sk_type) != SOCK_STREAM)
 		return 0;
 	moved.pid = LOAD_U32(moved.task, OFFSET_task_struct__tgid);
-	moved.inode = find_inode(sk, &file);
-	if (moved.pid == AGENT_PID || !moved.inode)
+	if (moved.pid == AGENT_PID)
 		return 0;
 	/* The kernel may work on a socket for another one than the calling thread: io_uring, aio. Of a 32-bit program the
 	 * registers mean something else. */
@@ -274,7 +300,6 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 		return 0;
 	if (shape.kind == KIND_MESSAGE)
 		moved.segments = 1;
-	connection = connections.lookup(&moved.inode);
 	if (!connection || connection->sk != sock) {
 		if (!result)
 			return 0;
