@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_23_views_of_bookinfo_are_the_calls_that_its_services_logged_seen_from_t
     stack = checkout / "stacks" / "bookinfo"
     options = ("--container-socket", str(engine.socket), "--compose-project", SHOP, "--exclude-port", "9464")
     with Agent(directory, *options, allowed_rows=LOSS) as on_host:
-        shop = run_stack(engine, stack, SHOP)
+        shop = run_stack(engine, stack, SHOP, then=speak_on_the_host)
 
     logged = Counter(line["service"] for text in shop.logs.values() for line in service_lines(text) if "path" in line)
     assert logged["gateway"] == logged["productpage"] == logged["details"] == VIEWS
@@ -203,7 +204,43 @@ def test_23_views_of_bookinfo_are_the_calls_that_its_services_logged_seen_from_t
         assert {record["tls"]["library"] for record in of_details} == {"openssl", "go"}
         # Request and response, of both ends of each call.
         both = 2 * sum(expected.values())
-        assert Counter(record["role"] for record in views) == {"client": both, "server": both}
+        seen = Counter(
+            (record["destination_container"]["service"], record["role"], record["direction"]) for record in views
+        )
+        assert Counter(record["role"] for record in views) == {"client": both, "server": both}, seen
+    # What the agent in the container says of those that are in none.
+    [request, *_] = of_host = [record for record in shop.records if record.get("url") == "/on-the-host"]
+    of_host = [record for record in shop.records if record["exchange"] in {each["exchange"] for each in of_host}]
+    assert Counter((record["role"], record["direction"]) for record in of_host) == Counter(
+        {("client", "send"): 1, ("server", "recv"): 1, ("server", "send"): 1, ("client", "recv"): 1}
+    ), request
+    for record in of_host:
+        assert record["destination_type"] == "host", record
+        assert "source_container" not in record and "destination_container" not in record, record
+
+
+def speak_on_the_host() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/on-the-host"
+        done = subprocess.run(["curl", "--silent", url], capture_output=True, text=True, check=True, timeout=10)
+        server.shutdown()
+        thread.join()
+    assert done.stdout == "here"
+
+
+class Says(BaseHTTPRequestHandler):
+    """An HTTP server on the host."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"here")
+
+    def log_message(self, *_: object) -> None:
+        """Not on standard error."""
 
 
 def test_the_demo_in_compose_shows_every_exchange_of_its_traffic_and_prometheus_has_their_number(
