@@ -85,10 +85,11 @@ fi
 if [ ! -x "$venv/bin/netprofiler" ] || ! fits "$stamp-own" "$(own_inputs)"; then
     install_own
 fi
-compile_programs() {  # so that the first start has nothing to compile; where it cannot be done, that start says why
+compile_programs() {  # so that a first start has nothing to compile: without filters, and with one of the usual kinds
     "$venv/bin/python" -c '
 from netprofiler.sources.kernel import Filters, KernelSource
-KernelSource(Filters()).close()' 2>/dev/null || true
+for filters in (Filters(), Filters(pids=(1,)), Filters(ports=(80,)), Filters(comms=("init",))):
+    KernelSource(filters).close()' 2>/dev/null || true  # where it cannot be done, that start says why
 }
 
 if [ "$(id -u)" = 0 ]; then
