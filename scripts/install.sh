@@ -76,6 +76,19 @@ write_launcher() {
     say "wrote $launcher"
 }
 
+programs_inputs() {  # what is compiled, how, and for which kernel
+    uname -rv
+    find bpf netprofiler/sources -name '*.[chp]*' -not -name '*.pyc' -type f -print0 | sort -z | xargs -0 sha256sum
+}
+
+compile_programs() {  # so that a first start has nothing to compile: without filters, and with one of the usual kinds
+    "$venv/bin/python" -c '
+from netprofiler.sources.kernel import Filters, KernelSource
+for filters in (Filters(), Filters(pids=(1,)), Filters(ports=(80,)), Filters(comms=("init",))):
+    KernelSource(filters).close()' 2>/dev/null || return 0  # where it cannot be done, that start says why
+    programs_inputs >"$stamp-programs"
+}
+
 # Pip warns of it with every package where the environment names a directory of wheels that this machine has not.
 case ${PIP_FIND_LINKS:-} in /*) [ -e "$PIP_FIND_LINKS" ] || unset PIP_FIND_LINKS ;; esac
 
@@ -85,14 +98,7 @@ fi
 if [ ! -x "$venv/bin/netprofiler" ] || ! fits "$stamp-own" "$(own_inputs)"; then
     install_own
 fi
-compile_programs() {  # so that a first start has nothing to compile: without filters, and with one of the usual kinds
-    "$venv/bin/python" -c '
-from netprofiler.sources.kernel import Filters, KernelSource
-for filters in (Filters(), Filters(pids=(1,)), Filters(ports=(80,)), Filters(comms=("init",))):
-    KernelSource(filters).close()' 2>/dev/null || true  # where it cannot be done, that start says why
-}
-
 if [ "$(id -u)" = 0 ]; then
     write_launcher
-    compile_programs
+    fits "$stamp-programs" "$(programs_inputs)" || compile_programs
 fi
