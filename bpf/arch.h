@@ -100,46 +100,26 @@ static int (*copy_string_from_kernel)(void *to, u32 size, const void *from) = (v
 #ifdef DIRECT_READS
 static void *(*get_current_task_btf)(void) = (void *)158; /* BPF_FUNC_get_current_task_btf */
 
-#define LOAD_U64(from, offset)                                                                                         \
+#define LOAD(type, from, offset)                                                                                       \
 	({                                                                                                             \
 		u64 loaded;                                                                                            \
-		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
-		loaded;                                                                                                \
-	})
-#define LOAD_U32(from, offset)                                                                                         \
-	({                                                                                                             \
-		u64 loaded;                                                                                            \
-		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
-		(u32) loaded;                                                                                          \
-	})
-#define LOAD_U16(from, offset)                                                                                         \
-	({                                                                                                             \
-		u64 loaded;                                                                                            \
-		asm volatile("%0 = *(u16 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                        \
-		(u16) loaded;                                                                                          \
-	})
-#define LOAD_U8(from, offset)                                                                                          \
-	({                                                                                                             \
-		u64 loaded;                                                                                            \
-		asm volatile("%0 = *(u8 *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                         \
-		(u8) loaded;                                                                                           \
+		asm volatile("%0 = *(" #type " *)(%1 + %2)" : "=r"(loaded) : "r"(from), "i"(offset));                  \
+		(type) loaded;                                                                                         \
 	})
 #define CURRENT_TASK() get_current_task_btf()
 #else
-#define LOAD_U64(from, offset)                                                                                         \
+#define LOAD(type, from, offset)                                                                                       \
 	({                                                                                                             \
-		u64 loaded = 0;                                                                                        \
-		copy_from_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                                  \
-		loaded;                                                                                                \
-	})
-#define LOAD_U32(from, offset)                                                                                         \
-	({                                                                                                             \
-		u32 loaded = 0;                                                                                        \
+		type loaded = 0;                                                                                       \
 		copy_from_kernel(&loaded, sizeof(loaded), (void *)(from) + (offset));                                  \
 		loaded;                                                                                                \
 	})
 #define CURRENT_TASK() ((void *)bpf_get_current_task())
 #endif
+#define LOAD_U64(from, offset) LOAD(u64, from, offset)
+#define LOAD_U32(from, offset) LOAD(u32, from, offset)
+#define LOAD_U16(from, offset) LOAD(u16, from, offset)
+#define LOAD_U8(from, offset) LOAD(u8, from, offset)
 
 #ifdef SOCKET_EVENTS
 /* bpf_rdonly_cast (Linux 6.2): any address as one of a structure, from which plain loads are taken as above; it costs nothing.

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from netprofiler.errors import CommandError, ExitCode
 from netprofiler.exchange import Process
 from netprofiler.redaction import PLACEHOLDER, Redactor
+from netprofiler.sinks.files import open_output
+from netprofiler.sources.processes import PROC
 
 ENVIRON_MAX: Final = 256 * 1024
 """Of one environment; execve(2) takes at most a quarter of the stack, 2 MiB, for it and the arguments."""
@@ -27,7 +27,6 @@ REMEMBERED_MAX: Final = 2048
 """Environments kept of processes that live; over it the oldest go, and are read again when they are asked for."""
 TOLD_MAX: Final = 65_536
 """Processes of which it is remembered that their profile was written."""
-PROC: Final = Path("/proc")
 
 _SECRET_NAME: Final = re.compile(
     r"pass(?:wd|word|phrase)|(?:^|_)pass(?:$|_)|pwd|secret|token|credential|private|api_?key|access_?key|(?:^|_)key(?:$|_)|(?:^|_)auth(?:$|_)"
@@ -185,7 +184,7 @@ class ProfileWriter:
         self._warned = False
         self._proc = proc
         self._told: dict[tuple[int, int], Process] = {}
-        self._descriptor = _open(path)
+        self._descriptor = open_output(path, option="--env-output")
 
     def tell(self, process: Process) -> None:
         """It speaks HTTP: its profile, if that was not written yet."""
@@ -241,16 +240,5 @@ class ProfileWriter:
         return arguments if " ".join(arguments) == process.cmdline else process.cmdline.split(" ")
 
     def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _open(path: str) -> int:
-    try:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise CommandError(f"--env-output {path}: {error.strerror}", ExitCode.USAGE) from error
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CommandError(f"--env-output {path}: is a directory", ExitCode.USAGE)
-    return descriptor
+        if self._path != "-":
+            os.close(self._descriptor)

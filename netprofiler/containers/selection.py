@@ -18,17 +18,16 @@ from typing import Final
 from netprofiler.containers.directory import Containers
 from netprofiler.containers.facts import Facts
 from netprofiler.environment import Environments, OptIn
+from netprofiler.sources.kernel import EXCLUDE, INCLUDE
+from netprofiler.sources.processes import PROC
 
 LEAVE: Final = 0
-INCLUDE: Final = 1
-EXCLUDE: Final = 2
-"""As the kernel side's filter by pid has them (FILTER_ of bpf/maps.h); LEAVE: as if it were not there."""
+"""Beside INCLUDE and EXCLUDE: as if it were not there."""
 UNDECIDED_MAX: Final = 4096
 """Processes whose container nobody has told of yet."""
 ANCESTORS_MAX: Final = 64
 SHORT_ID: Final = 12
 """Digits of an id by which it can be named."""
-PROC: Final = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)

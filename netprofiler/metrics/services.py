@@ -21,6 +21,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from netprofiler.exchange import Process
+from netprofiler.sources.processes import PROC
 
 OWNERS_MAX: Final = 16_384
 """As many processes as the pipeline knows (pipeline.PROCESSES_MAX)."""
@@ -37,7 +38,6 @@ UNKNOWN: Final = "unknown"
 
 _UNIT: Final = re.compile(r"([^/]+)\.service(?=/|$)")
 _NOT_PRINTABLE: Final = re.compile(r"[^\x20-\x7e\u00a0-\uffff]")
-PROC: Final = Path("/proc")
 
 Names = Callable[[int], str | None]
 """The name of the container that a process (pid) runs in, or None. Called by a thread of ours; it must not take long."""

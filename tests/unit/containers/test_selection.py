@@ -9,9 +9,10 @@ import pytest
 
 from netprofiler.containers.directory import Containers
 from netprofiler.containers.facts import Facts
-from netprofiler.containers.selection import EXCLUDE, INCLUDE, LEAVE, Selection, Wanted
+from netprofiler.containers.selection import LEAVE, Selection, Wanted
 from netprofiler.environment import Environments, OptIn
 from netprofiler.exchange import Container
+from netprofiler.sources.kernel import EXCLUDE, INCLUDE
 from tests.unit.containers.fakes import A, B, FakeProc
 
 WEB = Facts(

@@ -116,11 +116,9 @@ def test_what_somebody_else_wrote_is_ended_and_not_cut(tmp_path: Path) -> None:
 # ---- failing, and going on ----
 
 
-def test_a_full_disk_keeps_whole_lines_and_is_written_again_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, _ = open_file(tmp_path / "a")
-    real, room = os.write, [250]
+def limit_disk(monkeypatch: pytest.MonkeyPatch, size: int) -> list[int]:
+    """The disk has so much room; what is left is in the list, to be changed."""
+    real, room = os.write, [size]
 
     def write(descriptor: int, data: bytes) -> int:
         if not room[0]:
@@ -130,6 +128,14 @@ def test_a_full_disk_keeps_whole_lines_and_is_written_again_when_there_is_room(
         return done
 
     monkeypatch.setattr(os, "write", write)
+    return room
+
+
+def test_a_full_disk_keeps_whole_lines_and_is_written_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = open_file(tmp_path / "a")
+    room = limit_disk(monkeypatch, 250)
     assert file.write(line(1) + line(2) + line(3)) == 200
     assert "No space" in str(file.failure)
     assert file.write(line(4)) == 0
@@ -261,16 +267,7 @@ def test_a_full_disk_under_an_encrypted_file_is_counted_to_the_line(
     path = tmp_path / "a"
     warnings: list[str] = []
     file = EncryptedFile(str(path), [RECIPIENT], Rotation(keep=3), warnings.append)
-    real, room = os.write, [150_000]
-
-    def write(descriptor: int, data: bytes) -> int:
-        if not room[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done = real(descriptor, bytes(data)[: room[0]])
-        room[0] -= done
-        return done
-
-    monkeypatch.setattr(os, "write", write)
+    room = limit_disk(monkeypatch, 150_000)
     taken = lost = 0
     for number in range(300):
         taken += file.write(line(number, 1000)) // 1000
