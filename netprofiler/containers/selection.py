@@ -1,7 +1,7 @@
 """Which processes are watched, where that depends on their container or on their environment.
 
 Contract: `Selection` is told of each process that begins a program (`executed`), and has the kernel side watch it, or not
-any more, by `watch(pid, flags)`; a child of a watched process is watched by the kernel side itself. Where a container is not
+any more, by `watch(pid, flags)`, with what it has forked until then; later children the kernel side watches itself. Where a container is not
 known yet, the decision waits for `refresh()`. Kinds are AND, several of one kind OR; exclusion wins. Called from several
 threads; never raises because of what a process does.
 """
@@ -19,7 +19,7 @@ from netprofiler.containers.directory import Containers
 from netprofiler.containers.facts import Facts
 from netprofiler.environment import Environments, OptIn
 from netprofiler.sources.kernel import EXCLUDE, INCLUDE
-from netprofiler.sources.processes import PROC
+from netprofiler.sources.processes import PROC, forked
 
 LEAVE: Final = 0
 """Beside INCLUDE and EXCLUDE: as if it were not there."""
@@ -175,6 +175,13 @@ class Selection:
                 flags = LEAVE  # it has inherited what it should not
             else:
                 return
+        # What it has forked before it was decided (nginx's workers) has inherited nothing. The kernel links a child
+        # before it passes on what the parent has (kernel/fork.c), so that none is missed in between.
+        self._tell(pid, flags)
+        for child in forked(pid, self._proc):
+            self._tell(child, flags)
+
+    def _tell(self, pid: int, flags: int) -> None:
         try:
             self._watch(pid, flags)
         except OSError:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+PF_FORKNOEXEC = 0x40
+"""Of a process that was forked, and has executed nothing since (linux/include/linux/sched.h)."""
 
 
 def process_name(pid: int, proc: Path = PROC) -> str:
@@ -36,6 +38,21 @@ def descendants(pid: int) -> list[int]:
         for child in children.get(queue.pop(), ()):
             found.append(child)
             queue.append(child)
+    return found
+
+
+def forked(pid: int, proc: Path = PROC) -> list[int]:
+    """The children of a process that run its program still, theirs, and so on; CONFIG_PROC_CHILDREN tells."""
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        for task in _entries_of(proc / str(queue.pop()) / "task"):
+            for child in map(int, _text_of(task / "children").split()):
+                # proc_pid_stat(5): behind the name in parentheses, which may hold anything, `flags` is the seventh.
+                fields = _text_of(proc / str(child) / "stat").rpartition(")")[2].split()
+                if len(fields) > 6 and int(fields[6]) & PF_FORKNOEXEC:
+                    found.append(child)
+                    queue.append(child)
     return found
 
 
@@ -105,11 +122,14 @@ def process_facts(pid: int, proc: Path = PROC) -> ProcessFacts | None:
 
 def count_io_urings(pid: int, proc: Path = PROC) -> int:
     """Descriptors that are an io_uring: I/O through these is no system call."""
+    return sum(_link_of(descriptor) == "anon_inode:[io_uring]" for descriptor in _entries_of(proc / str(pid) / "fd"))
+
+
+def _entries_of(directory: Path) -> list[Path]:
     try:
-        descriptors = list((proc / str(pid) / "fd").iterdir())
+        return list(directory.iterdir())
     except OSError:
-        return 0
-    return sum(_link_of(descriptor) == "anon_inode:[io_uring]" for descriptor in descriptors)
+        return []
 
 
 def _text_of(path: Path) -> str:

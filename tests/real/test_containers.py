@@ -134,7 +134,8 @@ def run_stack(
     engine.docker("cp", f"{agent}:/var/log/netprofiler/http.log", str(directory / "http.log"))
     engine.docker("rm", "--force", *identities.values())
     engine.docker("volume", "prune", "--force")
-    records = [json.loads(line) for line in (directory / "http.log").read_text().splitlines()]
+    # Bytes, because a text is split at more than the end of a line.
+    records = [json.loads(line) for line in (directory / "http.log").read_bytes().splitlines()]
     return Stack(identities, logs, records)
 
 
@@ -205,7 +206,13 @@ def test_23_views_of_bookinfo_are_the_calls_that_its_services_logged_seen_from_t
         # Request and response, of both ends of each call.
         both = 2 * sum(expected.values())
         seen = Counter(
-            (record["destination_container"]["service"], record["role"], record["direction"]) for record in views
+            (
+                record["source_container"]["service"],
+                record["destination_container"]["service"],
+                record["role"],
+                record["direction"],
+            )
+            for record in views
         )
         assert Counter(record["role"] for record in views) == {"client": both, "server": both}, seen
     # What the agent in the container says of those that are in none.

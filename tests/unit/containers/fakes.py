@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from netprofiler.sources.processes import PF_FORKNOEXEC
+
 A = "a" * 64
 B = "b" * 64
 
@@ -125,14 +127,20 @@ class FakeProc:
         start: int = 100,
         environ: bytes = b"",
         namespace: str = "host",
+        executed: bool = True,
     ) -> None:
         directory = self.path / str(pid)
         (directory / "ns").mkdir(parents=True, exist_ok=True)
         (directory / "net").mkdir(exist_ok=True)
         (directory / "cgroup").write_text(f"0::/docker/{container}\n" if container else "0::/\n")
-        fields = ["S", str(parent), *["0"] * 17, str(start), "0"]
+        flags = 0 if executed else PF_FORKNOEXEC
+        fields = ["S", str(parent), *["0"] * 4, str(flags), *["0"] * 12, str(start), "0"]
         (directory / "stat").write_text(f"{pid} (a) name) {' '.join(fields)}\n")
         (directory / "environ").write_bytes(environ)
+        (directory / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+        (directory / "task" / str(pid) / "children").touch()
+        with contextlib.suppress(FileNotFoundError), (self.path / f"{parent}/task/{parent}/children").open("a") as of:
+            of.write(f"{pid} ")
         shared = self.path / f"namespace-{namespace}"
         shared.touch()
         (directory / "ns" / "net").unlink(missing_ok=True)

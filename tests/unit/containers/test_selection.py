@@ -100,6 +100,19 @@ def test_a_container_that_nobody_has_told_of_yet_is_decided_when_somebody_does(p
     assert kernel.flags == {10: INCLUDE}
 
 
+def test_what_a_process_has_forked_before_it_was_decided_is_watched_with_it(proc: FakeProc) -> None:
+    selection, kernel, containers = select(proc.path, Wanted(services=("web",)))
+    proc.add(60, parent=10, executed=False)
+    proc.add(61, parent=60, executed=False)
+    proc.add(62, parent=60)  # of another program: it is told by itself
+    proc.add(63, parent=62, executed=False)
+    selection.executed(10)
+    assert kernel.flags == {}
+    containers._put(WEB, anew=True)
+    selection.refresh()
+    assert kernel.flags == {10: INCLUDE, 60: INCLUDE, 61: INCLUDE}
+
+
 def test_a_child_that_has_inherited_what_it_should_not_is_left_alone(proc: FakeProc) -> None:
     selection, kernel, _ = select(proc.path, Wanted(opt_in=OptIn("ADI_PROFILE")))
     proc.add(40, environ=b"ADI_PROFILE=x\0")
