@@ -123,9 +123,17 @@ static void *(*get_current_task_btf)(void) = (void *)158; /* BPF_FUNC_get_curren
 
 #ifdef SOCKET_EVENTS
 /* bpf_rdonly_cast (Linux 6.2): any address as one of a structure, from which plain loads are taken as above; it costs nothing.
- * It is a function of the kernel, not a helper: sources/kernel.py puts the right call in place of this number. */
-static void *(*typed)(const void *address, u32 type) = (void *)CAST_MARKER;
+ * It is a function of the kernel, not a helper: sources/kernel.py puts the right call in place of this number, and of those
+ * behind it. */
+static void *(*typed)(const void *address, u32 type) = (void *)FUNCTION_MARKER;
 static void *(*task_registers)(void *task) = (void *)175; /* BPF_FUNC_task_pt_regs, Linux 5.15 */
+/* bpf_iter_num_new, _next, _destroy (Linux 6.4): a loop of which the verifier looks at one round, not at each. */
+struct loop {
+	u64 opaque;
+};
+static int (*begin_loop)(struct loop *loop, int start, int end) = (void *)(FUNCTION_MARKER + 1);
+static int *(*next_round)(struct loop *loop) = (void *)(FUNCTION_MARKER + 2);
+static void (*end_loop)(struct loop *loop) = (void *)(FUNCTION_MARKER + 3);
 #define AS(address, type) typed((const void *)(address), BTF_ID_##type)
 
 /* The system call that this thread is in. */

@@ -55,6 +55,10 @@
 #define ROLE_CLIENT 1
 #define ROLE_SERVER 2
 
+/* opened_record.fresh */
+#define FRESH 1
+#define RESUMED 2 /* what came before was added up by the kernel side (tally.h), whole exchanges; in no recording */
+
 #define FAMILY_UNIX 1
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
@@ -70,7 +74,7 @@ struct opened_record {
 	unsigned char kind;
 	unsigned char family;
 	unsigned char role;
-	unsigned char fresh; /* seen from its first byte on */
+	unsigned char fresh; /* FRESH: seen from its first byte on; RESUMED */
 	unsigned int pid;
 	unsigned long long time_ns;
 	unsigned long long socket; /* inode of the socket; with SOCKET_TLS the plaintext inside */

@@ -1,7 +1,7 @@
 /* Maps and the state they hold. Sizes are -D from netprofiler/sources/kernel.py, which argues them.
  *
  * RING_PAGES, WAKEUP_BYTES, CPUS, CONNECTIONS_MAX, PROCESSES_MAX, TLS_PROBES, LAYOUTS_MAX, SESSIONS_MAX, FILES_MAX, NOTICE_PAGES,
- * STEPS_MAX, INODES_BATCH
+ * STEPS_MAX, INODES_BATCH; with TALLY also TALLIES_MAX, TALLY_SUMS_MAX
  */
 #ifndef NETPROFILER_MAPS_H
 #define NETPROFILER_MAPS_H
@@ -63,6 +63,7 @@ struct connection {
 #define CONTROL_IGNORE 1     /* a tunnel, or not HTTP after all */
 #define CONTROL_SKIP_SEND 2  /* skip_until[0] holds */
 #define CONTROL_SKIP_RECV 4
+#define CONTROL_TALLY 8      /* at skip_until two exchanges have met (tally.h) */
 struct control {
 	u32 flags;
 	u32 skip_until[2];
@@ -87,7 +88,8 @@ struct process {
 #define ROW_OVER_LIMIT 6
 #define ROW_LOST 7
 #define ROW_UNREADABLE 8
-#define ROWS 9
+#define ROW_TALLIED 9
+#define ROWS 10
 struct row {
 	u64 calls;
 	u64 bytes;
@@ -141,6 +143,7 @@ struct call {
 
 struct workspace {
 	struct call call;
+	u64 anew; /* tally.h */
 	struct data_record record;
 	u8 payload[2 * PIECE_BYTES] __attribute__((aligned(8)));
 };
@@ -165,11 +168,18 @@ BPF_TABLE("array", u32, struct workspaces, workspaces, CPUS);
 BPF_TABLE("array", u32, struct ledger, ledgers, CPUS *PLACES);
 /* The three programs behind sys_exit. They stand behind the probes, too: loaded again, as programs of that type, with
  * `probe_programs` in place of `programs` (sources/kernel.py), because a prog array holds one type only. */
-BPF_PROG_ARRAY(programs, 3);
-BPF_PROG_ARRAY(probe_programs, 3);
+BPF_PROG_ARRAY(programs, 4);
+BPF_PROG_ARRAY(probe_programs, 4);
 #define PROGRAM_DELIVER 0
 #define PROGRAM_JUDGE 1
 #define PROGRAM_LONG_CALL 2
+#define PROGRAM_TALLY 3
+/* Where a call on a connection that speaks HTTP goes first. */
+#ifdef TALLY
+#define PROGRAM_HTTP PROGRAM_TALLY
+#else
+#define PROGRAM_HTTP PROGRAM_DELIVER
+#endif
 
 #ifdef SOCKET_EVENTS
 /* System calls that move bytes in several steps (sendfile, sendmmsg, recvmmsg), by thread: what was seen of the last one. */
@@ -188,6 +198,82 @@ BPF_TABLE("lru_hash", u64, struct steps, steps, STEPS_MAX);
  * of the batches that CPUs had begun by then: batch -> its first number that is new. */
 BPF_ARRAY(first_new_inode, u64, 1);
 BPF_HASH(begun_batches, u32, u32, CPUS);
+#endif
+
+#ifdef TALLY
+/* --- tally.h --- */
+
+#define HELD_BYTES 1024 /* of a request, so that it can still be sent up: head and body */
+#define LINE_BYTES 128  /* of a request line, up to its query */
+#define HOST_BYTES 64
+#define TEXT_WORDS ((LINE_BYTES + HOST_BYTES) / 8)
+#define BUCKETS_MAX 24
+#define BOUNDARIES 16
+
+/* Who is at which end of which connection. */
+struct tally_place {
+	u64 start_ns; /* of the process */
+	u32 pid;
+	u16 port; /* the server's */
+	u8 is_server;
+	u8 is_tls;
+	u8 address[16]; /* the server's, as this end has it; IPv4 as IPv4-mapped */
+};
+
+/* A connection. */
+struct tally {
+	struct data_record record; /* of what is held, which follows it */
+	u8 held[HELD_BYTES];
+	u64 text[TEXT_WORDS];
+	struct tally_place place;
+	u64 place_hash;
+	u64 left; /* of the body of the response */
+	u64 request_bytes; /* of bodies */
+	u64 response_bytes;
+	u64 sum; /* key */
+	u32 expected[2]; /* the position that comes next */
+	u32 busy;
+	u32 held_calls;
+	u16 status;
+	u8 version; /* the digit behind "HTTP/1." */
+	u8 state;
+	u8 request_direction;
+	u8 is_head;
+	u8 dry; /* the user side's: nothing is counted here */
+	u8 reserved;
+	u32 boundary; /* number of the next one */
+	u32 boundaries[BOUNDARIES][2]; /* dry: where two exchanges met, as far as it can be told here; sent, received */
+};
+
+struct tally_numbers {
+	u64 buckets[BUCKETS_MAX];
+	u64 duration_ns;
+	u64 request_bytes;
+	u64 response_bytes;
+};
+
+/* What was added up: for one place, request line, host and status. */
+struct tally_sum {
+	struct tally_place place;
+	u64 text[TEXT_WORDS];
+	u16 status;
+	u8 version;
+	u8 reserved[5];
+	struct tally_numbers whole;
+	struct tally_numbers cut; /* responses that were cut short */
+};
+/* Entries are allocated as they come (BPF_F_NO_PREALLOC). */
+BPF_F_TABLE("hash", u64, struct tally, tallies, TALLIES_MAX, 1);
+BPF_F_TABLE("hash", u64, struct tally_sum, tally_sums, TALLY_SUMS_MAX, 1);
+BPF_ARRAY(no_tally, struct tally, 1); /* nothing but zeros */
+
+/* Requests whose connection ended before a response. */
+struct tally_asker {
+	u64 start_ns;
+	u32 pid;
+	u32 is_server;
+};
+BPF_F_TABLE("hash", struct tally_asker, u64, tally_unanswered, PROCESSES_MAX, 1);
 #endif
 
 /* --- TLS --- */

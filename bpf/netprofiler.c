@@ -7,6 +7,7 @@
 #include "maps.h"
 #include "detect.h"
 #include "syscalls.h"
+#include "tally.h"
 #include "sys_exit.h"
 #include "socket_events.h"
 #include "tls.h"

@@ -118,42 +118,52 @@ static __always_inline int current_watched(u32 pid) {
 
 /* --- sending up -------------------------------------------------------------------------------------------------- */
 
-/* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
-static __always_inline int announce(struct workspace *w, struct ledger *ledger, struct connection *connection) {
-	struct opened_record *opened = (struct opened_record *)w->payload;
+/* Once for each process. Returns 0 when the ring was full. */
+static __always_inline int announce_process(struct workspace *w, struct ledger *ledger) {
 	struct process *process = find_process(w->call.pid, w->call.time_ns);
+	struct process_record *record = (struct process_record *)w->payload;
+	void *task = (void *)bpf_get_current_task();
+	void *leader, *mm;
+	u64 start, length;
 
-	if (process && !process->announced) {
-		struct process_record *record = (struct process_record *)w->payload;
-		void *task = (void *)bpf_get_current_task();
-		void *leader = read_pointer(task + OFFSET_task_struct__group_leader);
-		void *mm = read_pointer(task + OFFSET_task_struct__mm);
-		u64 start = read_u64(mm + OFFSET_mm_struct__arg_start);
-		u64 length = read_u64(mm + OFFSET_mm_struct__arg_end) - start;
-
-		__builtin_memset(record, 0, sizeof(*record));
-		record->kind = RECORD_PROCESS;
-		record->pid = w->call.pid;
-		record->time_ns = w->call.time_ns;
-		record->start_ns = read_u64(leader + OFFSET_task_struct__start_boottime);
-		record->user = bpf_get_current_uid_gid();
-		copy_from_kernel(record->comm, COMM_BYTES, leader + OFFSET_task_struct__comm);
-		KEEP_CHECK(length);
-		if (length > ARGUMENTS_BYTES)
-			length = ARGUMENTS_BYTES;
-		if (copy_from_user(w->payload + sizeof(*record), length, (void *)start))
-			length = 0;
-		record->arguments_length = length;
-		if (send_up(ledger, record, sizeof(*record) + length)) {
-			ledger->announcements_lost++;
-			return 0;
-		}
-		process->announced = 1;
+	if (!process || process->announced)
+		return 1;
+	leader = read_pointer(task + OFFSET_task_struct__group_leader);
+	mm = read_pointer(task + OFFSET_task_struct__mm);
+	start = read_u64(mm + OFFSET_mm_struct__arg_start);
+	length = read_u64(mm + OFFSET_mm_struct__arg_end) - start;
+	__builtin_memset(record, 0, sizeof(*record));
+	record->kind = RECORD_PROCESS;
+	record->pid = w->call.pid;
+	record->time_ns = w->call.time_ns;
+	record->start_ns = read_u64(leader + OFFSET_task_struct__start_boottime);
+	record->user = bpf_get_current_uid_gid();
+	copy_from_kernel(record->comm, COMM_BYTES, leader + OFFSET_task_struct__comm);
+	KEEP_CHECK(length);
+	if (length > ARGUMENTS_BYTES)
+		length = ARGUMENTS_BYTES;
+	if (copy_from_user(w->payload + sizeof(*record), length, (void *)start))
+		length = 0;
+	record->arguments_length = length;
+	if (send_up(ledger, record, sizeof(*record) + length)) {
+		ledger->announcements_lost++;
+		return 0;
 	}
+	process->announced = 1;
+	return 1;
+}
+
+/* What a reader must know before the first bytes: the process and the connection. Returns 0 when the ring was full. */
+static __always_inline int announce(struct workspace *w, struct ledger *ledger, struct connection *connection,
+				    u8 fresh) {
+	struct opened_record *opened = (struct opened_record *)w->payload;
+
+	if (!announce_process(w, ledger))
+		return 0;
 	__builtin_memset(opened, 0, sizeof(*opened));
 	opened->kind = RECORD_OPENED;
 	opened->role = connection->role;
-	opened->fresh = connection->fresh;
+	opened->fresh = fresh;
 	opened->pid = w->call.pid;
 	opened->time_ns = w->call.time_ns;
 	opened->socket = w->call.socket;
@@ -559,6 +569,8 @@ static __always_inline void *stream_sock(const void *socket) {
 	return type == SOCK_STREAM ? read_pointer(socket + OFFSET_socket__sk) : 0;
 }
 
+static __always_inline void end_tally(u64 socket);
+
 static __always_inline void send_closed(u64 socket, u64 now, u8 direction, u8 gone, u32 position) {
 	struct closed_record record = {};
 	struct ledger *ledger = find_ledger();
@@ -695,7 +707,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 			return;
 		}
 	}
-	if (connection->owner != call->pid && !announce(w, ledger, connection)) {
+	if (connection->owner != call->pid && !announce(w, ledger, connection, connection->fresh)) {
 		connection->lost |= 1 << call->direction;
 		account(ledger, ROW_LOST, 1, total);
 		return;
@@ -765,7 +777,7 @@ static __always_inline void decide(void *ctx, struct workspace *w, struct ledger
 	}
 	first_segment(&w->call);
 	if (connection->verdict == VERDICT_UNDECIDED && w->call.kind != KIND_NO_BYTES && judge(w, connection)) {
-		programs.call(ctx, PROGRAM_DELIVER);
+		programs.call(ctx, PROGRAM_HTTP);
 		account(ledger, ROW_LOST, 1, w->call.total);
 		return;
 	}
@@ -1013,7 +1025,7 @@ static __always_inline void take_call(void *ctx, const struct shape *shape, cons
 	call->third = moved->third;
 	call->already = moved->already;
 	call->count = moved->segments;
-	programs.call(ctx, is_http(connection) ? PROGRAM_DELIVER : PROGRAM_JUDGE);
+	programs.call(ctx, is_http(connection) ? PROGRAM_HTTP : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
 }
 
@@ -1026,6 +1038,7 @@ static __always_inline void close_plaintext(const void *sk, u64 inode) {
 
 	if (!connection)
 		return;
+	end_tally(inside);
 	if (fin_received(sk))
 		send_closed(inside, now, DIRECTION_RECV, 0, connection->count[DIRECTION_RECV]);
 	send_closed(inside, now, DIRECTION_BOTH, 1, connection->count[DIRECTION_SEND]);
@@ -1056,8 +1069,10 @@ int on_set_state(struct bpf_raw_tracepoint_args *ctx) {
 	gone = (shutdown & SHUTDOWN_BOTH) == SHUTDOWN_BOTH;
 	if (state == TCP_CLOSE && (before == TCP_FIN_WAIT2 || before == TCP_CLOSING || before == TCP_LAST_ACK))
 		gone = 0; /* it ended by itself; closed ones have no socket any more */
-	if (gone)
+	if (gone) {
 		close_plaintext(sk, inode);
+		end_tally(inode);
+	}
 	if (gone && connection->announced)
 		send_closed(inode, bpf_ktime_get_ns(), DIRECTION_BOTH, 1, 0);
 	else if (connection->owner) {

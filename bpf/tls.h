@@ -393,7 +393,7 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	call->second = plaintext->buffer;
 	call->third = 0;
 	call->count = plaintext->count;
-	probe_programs.call(ctx, is_http(connection) ? PROGRAM_DELIVER : PROGRAM_JUDGE);
+	probe_programs.call(ctx, is_http(connection) ? PROGRAM_HTTP : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, length);
 done:
 	give_back(&place);

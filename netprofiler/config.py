@@ -73,6 +73,11 @@ class Config:
     command: tuple[str, ...] = ()
     """After ``--``: started, watched, and waited for."""
 
+    @property
+    def numbers_only(self) -> bool:
+        """Nobody wants to see a message."""
+        return self.no_output and self.env_output is None and self.count is None
+
 
 def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     def convert(text: str) -> int:

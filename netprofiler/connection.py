@@ -78,7 +78,16 @@ class Ignore(NamedTuple):
     socket: int
 
 
-Command = Skip | Ignore
+class GiveBack(NamedTuple):
+    """To the kernel side: at these positions (of what was sent, and received) two exchanges meet; what comes next may be added
+    up there.
+    """
+
+    socket: int
+    positions: tuple[int, int]
+
+
+Command = Skip | Ignore | GiveBack
 
 
 @dataclass(slots=True)
@@ -94,6 +103,10 @@ class Shared:
     """For the kernel side; whoever runs the pipeline takes them, or not (a replay)."""
     body_limit: int = 4096
     stream_interval_ns: int = 5_000_000_000
+    gives_back: bool = False
+    """Nobody wants the messages, but their number: the kernel side may add up what is simple."""
+    boundaries: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Where two exchanges of a connection (its socket) met lately, for `GiveBack`."""
     busy: set[Connection] = field(default_factory=set)
     """Connections that wait for something: `tick` looks at these."""
 
@@ -347,6 +360,8 @@ class Connection:
                             row = shared.counters.recorded
                             row.bytes += length
                             row.calls += flags & 1
+                            if shared.gives_back:
+                                self._give_back()
                             return
         self._receive_long(
             reader,
@@ -380,6 +395,19 @@ class Connection:
         self._check_end(reader, segment.time_ns)
         self.last_ns = segment.time_ns
         self._mark(reader)
+        if self.shared.gives_back and reader.direction != self.request_direction:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """If this is between two exchanges, with nothing in doubt."""
+        send, recv = self.readers
+        pairing = self.pairing
+        if (
+            (send.idle and recv.idle and pairing.certain and not pairing.waiting)
+            and (self.link.local_ip is not None and not self.link.passive and self.request_direction >= 0)
+            and (send.end is None and recv.end is None)
+        ):
+            self.shared.boundaries[self.socket] = (send.next, recv.next)
 
     def _release(self, reader: _Reader, force: bool) -> None:
         holding = reader.holding

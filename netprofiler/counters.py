@@ -20,6 +20,7 @@ KERNEL_ROWS: Final = (
     "over_limit",
     "lost",
     "unreadable",
+    "tallied",
 )
 """In the order of the ROW_ constants of bpf/maps.h."""
 
@@ -41,6 +42,7 @@ USER_ROWS: Final = (
 
 LEDGER_ROWS: Final = (
     "recorded",
+    "tallied",
     "filtered",
     "not_http",
     "tls",

@@ -15,7 +15,7 @@ from collections import deque
 from typing import Final
 
 from netprofiler import wire
-from netprofiler.connection import Command, Connection, Shared
+from netprofiler.connection import Command, Connection, GiveBack, Shared
 from netprofiler.counters import Counters
 from netprofiler.exchange import Link, Message, Process, Role, Tls
 from netprofiler.protocols.tls_handshake import Handshake
@@ -60,11 +60,13 @@ class Pipeline:
         *,
         body_limit: int = 4096,
         stream_interval_ns: int = 5_000_000_000,
+        gives_back: bool = False,
         counters: Counters | None = None,
     ) -> None:
         self.shared = Shared(
             body_limit=body_limit,
             stream_interval_ns=stream_interval_ns,
+            gives_back=gives_back,
             counters=Counters() if counters is None else counters,
         )
         self.connections: dict[int, Connection] = {}
@@ -92,6 +94,10 @@ class Pipeline:
 
     def take_commands(self) -> list[Command]:
         commands = self.shared.commands
+        if self.shared.boundaries:
+            # First: what has become of the connection since goes before.
+            commands[:0] = map(GiveBack, self.shared.boundaries.keys(), self.shared.boundaries.values())
+            self.shared.boundaries.clear()
         if commands:
             self.shared.commands = []
         return commands
@@ -190,7 +196,7 @@ class Pipeline:
                 event.remote_ip,
                 event.remote_port,
             )
-            if known and not connection.gone_ns:
+            if known and not connection.gone_ns and not event.resumed:
                 if is_unix:
                     self.unix_owners[event.socket & ~wire.SOCKET_TLS] = event.pid
                 link.process = self.shared.processes.get(event.pid)

@@ -55,6 +55,8 @@ REASON_UNREADABLE: Final = 4
 REASON_IO_URING: Final = 5
 REASONS: Final = ("", "over_limit", "sendfile", "splice", "unknown", "io_uring")
 
+RESUMED: Final = 2
+"""Of an opened record's `fresh`."""
 ROLE_CLIENT: Final = 1
 ROLE_SERVER: Final = 2
 FAMILY_UNIX: Final = 1
@@ -114,7 +116,7 @@ class ConnectionOpened:
     role: int
     """ROLE_CLIENT, ROLE_SERVER or 0: not known (joined after connect or accept)."""
     fresh: bool
-    """Seen from its first byte on."""
+    """Seen from its first byte on; or, where it was `resumed`, from between two exchanges on."""
     family: int
     network_namespace: int
     local_ip: str
@@ -129,6 +131,8 @@ class ConnectionOpened:
     """Positions are a count of the kernel side's own, and do not name the same bytes at the other end."""
     library: int = 0
     """Whose plaintext it is (LIBRARIES); 0: the socket's own bytes."""
+    resumed: bool = False
+    """What came before was added up by the kernel side."""
     passive: bool = False
     """Seen from outside, in a packet capture: `pid` is 0, and "local" is who asked for the connection, or spoke first."""
 
@@ -200,7 +204,8 @@ class FileSource:
 Event = ConnectionOpened | DataCaptured | HandshakeCaptured | ConnectionClosed | ProcessSeen
 
 
-def _address(raw: bytes) -> str:
+def parse_address(raw: bytes) -> str:
+    """16 bytes, IPv4 as IPv4-mapped."""
     address = ipaddress.IPv6Address(raw)
     return str(address.ipv4_mapped or address)
 
@@ -231,15 +236,16 @@ def parse_opened(record: bytes) -> ConnectionOpened:
         fresh=bool(fresh),
         family=family,
         network_namespace=namespace,
-        local_ip=_address(local) if has_addresses else "",
+        local_ip=parse_address(local) if has_addresses else "",
         local_port=local_port,
-        remote_ip=_address(remote) if has_addresses else "",
+        remote_ip=parse_address(remote) if has_addresses else "",
         remote_port=remote_port,
         unix_path=_unix_path(path[: min(path_length, UNIX_PATH_BYTES)]) if is_unix and path_length else "",
         send_position=send_position,
         recv_position=recv_position,
         counted=bool(counted),
         library=library,
+        resumed=fresh == RESUMED,
         passive=record[0] == KIND_PASSIVE,
     )
 

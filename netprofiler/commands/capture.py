@@ -29,6 +29,7 @@ from netprofiler.config import Config
 from netprofiler.connection import Command
 from netprofiler.counters import Row
 from netprofiler.errors import CommandError, ExitCode
+from netprofiler.metrics.series import DURATION_BOUNDS_NS
 from netprofiler.sinks.base import OutputClosed
 from netprofiler.sources.analysis import analyse
 from netprofiler.sources.discovery import Discovery
@@ -36,6 +37,7 @@ from netprofiler.sources.kernel import FileProbes, Filters, KernelSource, monoto
 from netprofiler.sources.probes import Finding
 from netprofiler.sources.processes import descendants, gone_unix_sockets, process_name
 from netprofiler.sources.sent_files import SentFiles
+from netprofiler.sources.tallies import Asker, Tally
 from netprofiler.sources.unread import why_unread
 
 DRAIN_SECONDS: Final = 0.040
@@ -185,7 +187,9 @@ class Capture:
                 self._discovery = Discovery(analyse, self._attach_file, self._forget_file, only=only)
                 self._discovery.prepare()
             self.surroundings.begin()
-            return self._run(KernelSource(self.surroundings.filters(filters), tls=config.tls), consumer)
+            tally = DURATION_BOUNDS_NS if config.numbers_only else ()
+            source = KernelSource(self.surroundings.filters(filters), tls=config.tls, tally=tally)
+            return self._run(source, consumer)
         except BaseException:
             if self._child is not None:
                 self._child.kill()
@@ -254,6 +258,10 @@ class Capture:
             counts = discovery.counts()
             probes["uprobe"], files, failures = counts.attached_probes, counts.attached_files, dict(counts.failures)
         return Attached(probes, files, failures, source.ledger(), source.announcements_lost())
+
+    def tallied(self, now_ns: int) -> tuple[list[Tally], list[tuple[Asker, int]]]:
+        """What the kernel side has added up since the last call; within a round, or at the end."""
+        return ([], []) if self._source is None else self._source.tallied(now_ns)
 
     def _attach_file(self, path: str, finding: Finding) -> FileProbes:
         assert self._source is not None

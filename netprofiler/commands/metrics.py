@@ -6,21 +6,26 @@ It imports what serves metrics for who asks for it only: prometheus-client takes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netprofiler.commands.capture import Capture
 from netprofiler.config import Config
 from netprofiler.counters import make_ledger
 from netprofiler.errors import CommandError, ExitCode
-from netprofiler.exchange import Link
+from netprofiler.exchange import Link, Process
 from netprofiler.metrics.health import Health, Peak
 from netprofiler.metrics.services import Names, ServiceNames
 from netprofiler.metrics.sink import Metrics
 from netprofiler.pipeline import Pipeline
 from netprofiler.sources.kernel import RING_BYTES
+from netprofiler.sources.tallies import Asker
 
 if TYPE_CHECKING:
     from netprofiler.metrics.web import MetricsServer
+
+
+TALLIES_NS: Final = 200_000_000
+"""What the kernel side has added up is read this often: some 20 us, and 3 us for each set of labels that has changed."""
 
 
 class Metered:
@@ -34,6 +39,7 @@ class Metered:
         self._round_bytes = 0
         self._read_bytes = 0
         self._peak = Peak()
+        self._tallies_ns = 0
         metrics.watch(self._health)
 
     def read(self, size: int) -> None:
@@ -44,7 +50,22 @@ class Metered:
         self._read_bytes += self._round_bytes
         self._peak.add(self._round_bytes, now_ns)
         self._round_bytes = 0
+        if now_ns >= self._tallies_ns:
+            self._tallies_ns = now_ns + TALLIES_NS
+            self.read_tallies(now_ns)
         self.metrics.tick(now_ns, self._open_links)
+
+    def read_tallies(self, now_ns: int) -> None:
+        """What the kernel side has added up."""
+        tallies, unanswered = self._capture.tallied(now_ns)
+        for tally in tallies:
+            self.metrics.add_tally(tally, self._process(tally.asker))
+        for asker, count in unanswered:
+            self.metrics.add_unanswered(asker, count, self._process(asker))
+
+    def _process(self, asker: Asker) -> Process | None:
+        process = self._pipeline.shared.processes.get(asker.pid)
+        return process if process is not None and process.start_ns == asker.start_ns else None
 
     def close(self) -> None:
         self.server.close()

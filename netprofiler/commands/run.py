@@ -33,7 +33,11 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
     check_host()
     check_ledger_path(config)
     offset_ns = wall_offset_ns()
-    pipeline = Pipeline(body_limit=config.body_limit, stream_interval_ns=int(config.stream_interval * 1_000_000_000))
+    pipeline = Pipeline(
+        body_limit=config.body_limit,
+        stream_interval_ns=int(config.stream_interval * 1_000_000_000),
+        gives_back=config.numbers_only,
+    )
     capture = Capture(config, log, offset_ns)
     surroundings = capture.surroundings
     with audited(config, "run", log.warn):
@@ -124,6 +128,8 @@ class Live:
     def end(self, now_ns: int) -> None:
         self._pipeline.drain(now_ns)
         self._deliver(now_ns)
+        if self._metered is not None:
+            self._metered.read_tallies(now_ns)
         if self._places is not None:
             self._emit(self._places.drain())
         if self._profiles is not None:

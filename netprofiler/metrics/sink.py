@@ -28,6 +28,7 @@ from netprofiler.metrics.health import Health
 from netprofiler.metrics.routes import RoutePatterns, authority_of, guess_route, path_of
 from netprofiler.metrics.series import BUCKETS, DURATION_BOUNDS_NS, OTHER, Place, Series, Tables
 from netprofiler.metrics.services import Owner, Service, ServiceNames, clean, without_looking
+from netprofiler.sources.tallies import Asker, Tally
 
 ENDS_MAX: Final = 131_072
 """Twice the connections of the pipeline: those that are gone stay until the next `tick` that looks."""
@@ -214,6 +215,7 @@ class Metrics:
         address: str = "",
         port: int = 0,
         scheme: str = "http",
+        incomplete: bool = False,
         now_ns: int = 0,
     ) -> None:
         """Exchanges that were added up elsewhere: `count` of them, all with these labels. `duration_bucket_counts`: one more than
@@ -223,13 +225,14 @@ class Metrics:
         if len(duration_bucket_counts) != BUCKETS or sum(duration_bucket_counts) != count:
             raise ValueError("buckets that are not those of DURATION_BOUNDS_NS, or do not hold `count` exchanges")
         with self._lock:
+            self._messages += 2 * count
             now_ns = max(now_ns, self._now_ns)
             owner = self._names.owner(pid, process)
             self._merge(
                 owner,
                 now_ns,
                 (role is Role.SERVER, address, port, scheme),
-                (method, status, path, protocol),
+                (method, status, path, protocol, incomplete),
                 tuple(duration_bucket_counts),
                 (duration_sum_ns, request_bytes_sum, response_bytes_sum),
             )
@@ -239,18 +242,24 @@ class Metrics:
         owner: Owner,
         now_ns: int,
         where: tuple[bool, str, int, str],
-        what: tuple[str, int, str, str],
+        what: tuple[str, int, str, str, bool],
         counts: Sequence[int],
         sums: tuple[int, int, int],
     ) -> None:
-        """`where`: is it a server, address, port, scheme; `what`: method, status, target, version; `sums`: durations, sizes."""
+        """`where`: is it a server, address, port, scheme; `what`: method, status, target, version, was it cut short; `sums`: durations, sizes."""
         merge = partial(self._merge, owner, now_ns, where, what, counts, sums)
         if owner.service is None and self._wait(owner, merge, now_ns):
             return
         assert owner.service is not None
-        method, status, path, protocol = what
+        method, status, path, protocol, incomplete = what
         series = self._tables.find_http(
-            self._place(owner.service, *where), method, status, self._route(path), protocol, now_ns
+            self._place(owner.service, *where),
+            method,
+            status,
+            self._route(path),
+            protocol,
+            now_ns,
+            incomplete=incomplete,
         )
         self._check_epoch()
         for index, more in enumerate(counts):
@@ -261,6 +270,35 @@ class Metrics:
         series.request_bytes += request_bytes
         series.response_bytes += response_bytes
         series.last_ns = now_ns
+
+    def add_tally(self, tally: Tally, process: Process | None) -> None:
+        """What the kernel side has added up: as `emit` would have counted it."""
+        host, port = host_and_port(tally.host or authority_of(tally.target)) if not tally.asker.is_server else ("", 0)
+        counts = tally.buckets[:BUCKETS]
+        self.add_counts(
+            tally.asker.pid,
+            Role.SERVER if tally.asker.is_server else Role.CLIENT,
+            tally.method,
+            tally.status,
+            tally.target,
+            tally.version,
+            sum(counts),
+            counts,
+            tally.duration_ns,
+            tally.request_bytes,
+            tally.response_bytes,
+            process=process,
+            address=host or tally.address,
+            port=(port or tally.port) if host else tally.port,
+            scheme="https" if tally.is_tls else "http",
+            incomplete=tally.incomplete,
+        )
+
+    def add_unanswered(self, asker: Asker, count: int, process: Process | None) -> None:
+        """Requests whose connection ended before a response, as the kernel side has added them up."""
+        with self._lock:
+            self._messages += count
+            self._unanswered(self._names.owner(asker.pid, process), asker.is_server, count, self._now_ns)
 
     def _adopt(self, message: Message, end: _End | None) -> _End:
         """The connection is new, or another process has it now."""
@@ -526,7 +564,11 @@ class Metrics:
 def host_of(asked: Head) -> tuple[str, int]:
     """Whom a request is for: host and port (0: it does not say); OTHER for what is no host. Empty: it does not say either."""
     authority = next((value for name, value in asked.fields.headers if name.lower() in ("host", ":authority")), "")
-    authority = authority or authority_of(asked.target)
+    return host_and_port(authority or authority_of(asked.target))
+
+
+def host_and_port(authority: str) -> tuple[str, int]:
+    """As `host_of`."""
     if not authority:
         return "", 0
     match = _HOST.fullmatch(authority)

@@ -29,6 +29,7 @@ MAP_CREATE: Final = 0
 MAP_LOOKUP_ELEM: Final = 1
 MAP_UPDATE_ELEM: Final = 2
 MAP_DELETE_ELEM: Final = 3
+MAP_LOOKUP_BATCH: Final = 24
 PROG_LOAD: Final = 5
 RAW_TRACEPOINT_OPEN: Final = 17
 LINK_CREATE: Final = 28
@@ -52,6 +53,8 @@ _LICENSE: Final = b"GPL"
 """Of every program: most helpers are for such programs only."""
 
 _ATTRIBUTES_BYTES: Final = 128
+_BATCH: Final = 512
+"""Entries read at once; more than a bucket of a hash map holds."""
 """Of union bpf_attr: the kernel takes a longer one than it knows, as long as the rest is zero."""
 _NAME_BYTES: Final = 16
 """BPF_OBJ_NAME_LEN, with its NUL: for bpftool and the like."""
@@ -96,10 +99,14 @@ def system_call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_cha
 
 
 def _bpf(command: int, attributes: bytes) -> int:
+    return _bpf_in_place(command, ctypes.create_string_buffer(attributes, _ATTRIBUTES_BYTES))
+
+
+def _bpf_in_place(command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """`buffer`: the attributes, where the kernel may put an answer."""
     number = _BPF_CALLS.get(platform.machine())
     if number is None:
         raise OSError(errno.EPERM, "bpf(2) is known for x86-64 and arm64 only")
-    buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES_BYTES)
     result, error = system_call(number, command, buffer, _ATTRIBUTES_BYTES)
     if result < 0:
         raise OSError(error, os.strerror(error))
@@ -190,6 +197,35 @@ class Map:
             return False
         return True
 
+    def items(self) -> list[tuple[bytes, bytes]]:
+        """All keys and values of a hash map (Linux 5.6). What is added meanwhile may be among them, or not."""
+        keys = ctypes.create_string_buffer(self.facts.key_size * _BATCH)
+        values = ctypes.create_string_buffer(self.facts.value_size * _BATCH)
+        position = ctypes.create_string_buffer(8)
+        found: list[tuple[bytes, bytes]] = []
+        is_first = True
+        while True:
+            # where the last batch ended, where this one does; keys, values, how many; map
+            before = 0 if is_first else ctypes.addressof(position)
+            places = (before, ctypes.addressof(position), ctypes.addressof(keys), ctypes.addressof(values))
+            attributes = ctypes.create_string_buffer(
+                struct.pack("<QQQQII", *places, _BATCH, self.descriptor), _ATTRIBUTES_BYTES
+            )
+            is_last = False
+            try:
+                _bpf_in_place(MAP_LOOKUP_BATCH, attributes)
+            except FileNotFoundError:
+                is_last = True
+            (count,) = struct.unpack_from("<I", attributes.raw, 32)
+            found += zip(
+                _pieces(keys.raw, self.facts.key_size, count),
+                _pieces(values.raw, self.facts.value_size, count),
+                strict=True,
+            )
+            if is_last:
+                return found
+            is_first = False
+
     def _element(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None) -> None:
         if len(key) != self.facts.key_size:
             raise ValueError(f"{len(key)} bytes are no key of {self.facts}")
@@ -197,6 +233,10 @@ class Map:
         value_at = 0 if value is None else ctypes.addressof(value)
         # map, key, value, flags (BPF_ANY)
         _bpf(command, struct.pack("<I4xQQQ", self.descriptor, ctypes.addressof(key_buffer), value_at, 0))
+
+
+def _pieces(data: bytes, size: int, count: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, size * count, size)]
 
 
 # --- programs and links -----------------------------------------------------------------------------------------------

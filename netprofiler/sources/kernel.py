@@ -21,13 +21,13 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from netprofiler import wire
-from netprofiler.connection import Command, Ignore
+from netprofiler.connection import Command, GiveBack, Ignore
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.privileges import may_capture
@@ -35,6 +35,7 @@ from netprofiler.sources import bpf
 from netprofiler.sources.btf import KernelTypes
 from netprofiler.sources.compiler import ObjectCache, cache_directory, compile_object, object_key
 from netprofiler.sources.probes import Finding, Layout
+from netprofiler.sources.tallies import BUCKETS, Asker, Tallies, Tally
 from netprofiler.sources.uprobes import AttachError, UprobeLink, attach_probes
 
 RING_BYTES: Final = 16 * 1024 * 1024
@@ -57,6 +58,10 @@ STEPS_MAX: Final = 16_384
 """Threads that are in a system call of several steps."""
 INODES_BATCH: Final = 1024
 """The kernel gives inode numbers to its CPUs in such batches (fs/inode.c: LAST_INO_BATCH)."""
+TALLIES_MAX: Final = 65_536
+"""Connections whose exchanges are added up in the kernel, 1.6 KB for each that there is; others' are sent up."""
+TALLY_SUMS_MAX: Final = 16_384
+"""Sets of process, address, request line, host and status, 0.8 KB for each that there is; the exchanges of others are sent up."""
 NOTICE_BYTES: Final = 256 * 1024
 """What happens to processes, between two rounds of the agent: 5,000 notices."""
 
@@ -79,14 +84,19 @@ SOCKET_TRACEPOINTS: Final = {
 CALL_TRACEPOINTS: Final = {b"sys_exit": "on_sys_exit"}
 """Else (bpf/sys_exit.h)."""
 CAST: Final = "bpf_rdonly_cast"
+LOOP: Final = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy")
+"""Functions of the kernel: what bpf/socket_events.h needs (Linux 6.2), and what bpf/tally.h needs (Linux 6.4)."""
 CAST_TYPES: Final = ("list_head", "sk_buff", "tcp_sock", "unix_skb_parms", "unix_sock")
-"""The function of the kernel that bpf/socket_events.h needs, and the structures that it says: BTF_ID_ there."""
+"""The structures that bpf/socket_events.h names to CAST: BTF_ID_ there."""
 
 TAIL_CALLED: Final = ("on_deliver", "on_undecided", "on_long_call")
 """In the order of bpf/maps.h's PROGRAM_ numbers."""
+TALLY: Final = "on_tally"
+"""One more of them, for who wants exchanges added up (bpf/tally.h)."""
 
 CONTROL_IGNORE: Final = 1
 CONTROL_SKIP: Final = (2, 4)
+CONTROL_TALLY: Final = 8
 
 PROBE: Final = "on_probe"
 
@@ -103,8 +113,8 @@ ASK_AGENT_PID: Final = (
 )
 """Programs with that number in them."""
 
-CAST_MARKER: Final = 0x4E504346
-"""What the programs call in place of CAST."""
+FUNCTION_MARKER: Final = 0x4E504346
+"""What the programs call in place of CAST and, by the numbers behind it, of those of LOOP."""
 
 VARIANTS: Final = (
     ("-DSOCKET_EVENTS", "-DDIRECT_READS", "-DRING_QUERY"),
@@ -118,6 +128,7 @@ DIRECT_READS: Final = 1
 PLAIN: Final = 2
 
 # Keys and values of maps, as bpf/maps.h has them.
+U64_MASK: Final = (1 << 64) - 1
 _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
@@ -257,13 +268,15 @@ def put_agent_pid(made: bpf.Object) -> bpf.Object:
     return replace(made, programs=programs)
 
 
-def put_cast(made: bpf.Object, cast: int | None) -> bpf.Object:
-    """The object with calls of CAST, whose BTF id is given, where it was compiled with CAST_MARKER."""
-    if made.variant != SOCKET_EVENTS or cast is None:
-        return made
-    return replace(
-        made, programs={name: bpf.replace_call(code, CAST_MARKER, cast) for name, code in made.programs.items()}
-    )
+def put_functions(made: bpf.Object, functions: Sequence[int | None]) -> bpf.Object:
+    """The object with calls of these functions of the kernel (BTF ids), where it was compiled with FUNCTION_MARKER and the
+    numbers behind it.
+    """
+    programs = made.programs
+    for marker, function in enumerate(functions, FUNCTION_MARKER):
+        if function is not None:
+            programs = {name: bpf.replace_call(code, marker, function) for name, code in programs.items()}
+    return replace(made, programs=programs)
 
 
 def _new_inodes() -> tuple[int, dict[int, int]]:
@@ -292,13 +305,20 @@ def _inode_of_a_socket() -> int:
 
 
 class KernelSource:
-    """`tls`: load what stands behind probes, too. `variant`: the first of VARIANTS to be tried; others than the best are for
+    """`tls`: load what stands behind probes, too. `tally`: have exchanges added up in the kernel, where it can (`tallies`), by
+    duration, of which these are the bounds in ns. `variant`: the first of VARIANTS to be tried; others than the best are for
     comparing. `cached`: what was compiled before is used, and what is compiled now is kept; False is for finding out whether
     it compiles.
     """
 
     def __init__(
-        self, filters: Filters, *, tls: bool = True, variant: int = SOCKET_EVENTS, cached: bool = True
+        self,
+        filters: Filters,
+        *,
+        tls: bool = True,
+        tally: Sequence[int] = (),
+        variant: int = SOCKET_EVENTS,
+        cached: bool = True,
     ) -> None:
         check_host()
         directory = find_bpf()
@@ -306,9 +326,9 @@ class KernelSource:
         with KernelTypes() as types:
             offsets = types.member_offsets(needed_offsets(text))
             casts = {name: types.struct_id(name) for name in CAST_TYPES}
-            self._cast = types.function_id(CAST)
+            self._functions = [types.function_id(name) for name in (CAST, *LOOP)]
             has_socket_events = (
-                self._cast is not None
+                self._functions[0] is not None
                 and None not in casts.values()
                 and all(types.has_tracepoint(tracepoint.decode()) for tracepoint in SOCKET_TRACEPOINTS)
             )
@@ -327,7 +347,7 @@ class KernelSource:
             f"-DINODES_BATCH={INODES_BATCH}",
             f"-DNOTICE_PAGES={NOTICE_BYTES // mmap.PAGESIZE}",
             f"-DAGENT_PID={AGENT_PID_MARKER}",
-            f"-DCAST_MARKER={CAST_MARKER}",
+            f"-DFUNCTION_MARKER={FUNCTION_MARKER}",
             "-Wno-unused-function",
         ]
         flags += [f"-DOFFSET_{path.replace('.', '__')}={offset}" for path, offset in offsets.items()]
@@ -339,15 +359,21 @@ class KernelSource:
         self._links: dict[bytes, int] = {}
         bpf.allow_locked_memory()
         variants = range(variant if has_socket_events else max(variant, DIRECT_READS), len(VARIANTS))
-        self._loaded = self._compile_and_load(text, flags, directory, variants, cached=cached)
+        attempts: list[tuple[int, tuple[str, ...]]] = [(number, VARIANTS[number]) for number in variants]
+        if tally and attempts[0][0] == SOCKET_EVENTS and None not in self._functions:
+            attempts.insert(0, (SOCKET_EVENTS, (*VARIANTS[SOCKET_EVENTS], *_tally_flags(tally))))
+        self._loaded = self._compile_and_load(text, flags, directory, attempts, cached=cached)
         self._maps = self._loaded.maps
         self.variant = self._loaded.variant
         """Which of VARIANTS it is."""
+        self.tallies = (bpf.PROG_TYPE_RAW_TRACEPOINT, TALLY) in self._loaded.programs
+        """Exchanges are added up, as was asked for."""
+        self._sums = Tallies(self._maps["tally_sums"], self._maps["tally_unanswered"]) if self.tallies else None
         for array, program_type in (
             ("programs", bpf.PROG_TYPE_RAW_TRACEPOINT),
             ("probe_programs", bpf.PROG_TYPE_KPROBE),
         )[: 1 + tls]:
-            for index, name in enumerate(TAIL_CALLED):
+            for index, name in enumerate((*TAIL_CALLED, TALLY) if self.tallies else TAIL_CALLED):
                 descriptor = self._loaded.programs[program_type, name]
                 self._maps[array].update(_U32.pack(index), _U32.pack(descriptor))
         self._set_filters(filters)
@@ -355,27 +381,33 @@ class KernelSource:
         self._free_layouts = list(range(LAYOUTS_MAX - 1, -1, -1))
 
     def _compile_and_load(
-        self, text: str, flags: list[str], directory: Path, variants: range, *, cached: bool
+        self,
+        text: str,
+        flags: list[str],
+        directory: Path,
+        attempts: Sequence[tuple[int, Sequence[str]]],
+        *,
+        cached: bool,
     ) -> bpf.Loaded:
-        """What was kept, if it loads; else the first variant that the kernel takes, which is then kept."""
+        """What was kept, if it loads; else the first of these (variant, flags) that the kernel takes, which is then kept."""
         cache = ObjectCache(cache_directory()) if cached else None
-        key = object_key(text, [*flags, *(" ".join(VARIANTS[variant]) for variant in variants)], directory)
+        key = object_key(text, [*flags, *(" ".join(more) for _, more in attempts)], directory)
         kept = cache.read(key) if cache else None
         if kept is not None:
             with contextlib.suppress(CommandError):
                 return self._load(kept)
-        for variant in variants:
+        for number, (variant, more) in enumerate(attempts, 1):
             try:
-                made = compile_object(text, [*flags, *VARIANTS[variant]], directory, variant)
+                made = compile_object(text, [*flags, *more], directory, variant)
                 loaded = self._load(made)
             except CommandError:
-                if variant == variants[-1]:
+                if number == len(attempts):
                     raise
                 continue
             if cache:
                 cache.write(key, made)
             return loaded
-        raise AssertionError("the last variant has raised")
+        raise AssertionError("the last attempt has raised")
 
     def _tracepoints(self, variant: int) -> dict[bytes, str]:
         all_of_them = TRACEPOINTS | (SOCKET_TRACEPOINTS if variant == SOCKET_EVENTS else CALL_TRACEPOINTS)
@@ -386,16 +418,17 @@ class KernelSource:
         }
 
     def _load(self, made: bpf.Object) -> bpf.Loaded:
-        behind_tracepoints = (*self._tracepoints(made.variant).values(), *TAIL_CALLED)
+        tail_called = (*TAIL_CALLED, TALLY) if TALLY in made.programs else TAIL_CALLED
+        behind_tracepoints = (*self._tracepoints(made.variant).values(), *tail_called)
         wanted = [bpf.Wanted(name, bpf.PROG_TYPE_RAW_TRACEPOINT) for name in behind_tracepoints]
         if self._tls:
             # What these call is loaded again, as programs for probes: what they call next is in another prog array.
             wanted += [
                 bpf.Wanted(name, bpf.PROG_TYPE_KPROBE, bpf.TRACE_UPROBE_MULTI, {"programs": "probe_programs"})
-                for name in (PROBE, *TAIL_CALLED)
+                for name in (PROBE, *tail_called)
             ]
         try:
-            return bpf.Loaded(put_cast(put_agent_pid(made), self._cast), wanted)
+            return bpf.Loaded(put_functions(put_agent_pid(made), self._functions), wanted)
         except OSError as error:
             raise CommandError(
                 f"the kernel refused the program: {error.strerror}", ExitCode.HOST, remedy="see `netprofiler doctor`"
@@ -491,6 +524,10 @@ class KernelSource:
             return []
         out = [wire.parse_notice(record) for record in wire.records(data)]
         self._notices.advance(wire.whole_length(data))
+        if self._sums is not None:
+            for notice in out:
+                if notice.kind == wire.NOTICE_EXITED:
+                    self._sums.exited(notice.pid)
         return out
 
     def tls_counts(self) -> dict[str, int]:
@@ -557,11 +594,18 @@ class KernelSource:
             for index, name in enumerate(KERNEL_ROWS):
                 rows[name].calls += counts[2 * index]
                 rows[name].bytes += counts[2 * index + 1]
+        # What is taken out of this row again may have been put into it on another CPU.
+        rows["tallied"].calls &= U64_MASK
+        rows["tallied"].bytes &= U64_MASK
         for *_, crowded, crowded_bytes, _ in self._tls_counters():
             for name in ("total", "lost"):
                 rows[name].calls += crowded
                 rows[name].bytes += crowded_bytes
         return rows
+
+    def tallied(self, now_ns: int) -> tuple[list[Tally], list[tuple[Asker, int]]]:
+        """What was added up since the last call (tallies.py)."""
+        return ([], []) if self._sums is None else self._sums.read(now_ns)
 
     def announcements_lost(self) -> int:
         return sum(announcements_lost for *_, announcements_lost in self._ledgers())
@@ -575,14 +619,30 @@ class KernelSource:
     def command(self, command: Command) -> None:
         """Carry out what the pipeline found out."""
         key = _U64.pack(command.socket)
+        if isinstance(command, GiveBack):
+            if self.tallies:
+                self._maps["controls"].update(key, _CONTROL.pack(CONTROL_TALLY, *command.positions))
+            return
         before = self._maps["controls"].lookup(key)
         flags, *skip_until = _CONTROL.unpack(before) if before is not None else (0, 0, 0)
         if isinstance(command, Ignore):
             flags = CONTROL_IGNORE
         else:
-            flags |= CONTROL_SKIP[command.direction]
+            flags = flags & ~CONTROL_TALLY | CONTROL_SKIP[command.direction]
             skip_until[command.direction] = command.until
         self._maps["controls"].update(key, _CONTROL.pack(flags, *skip_until))
+
+
+def _tally_flags(bounds: Sequence[int]) -> list[str]:
+    if len(bounds) >= BUCKETS:
+        raise ValueError(f"at most {BUCKETS - 1} bounds")
+    below = "+".join(f"((x)>{bound}ULL)" for bound in bounds)
+    return [
+        "-DTALLY",
+        f"-DTALLIES_MAX={TALLIES_MAX}",
+        f"-DTALLY_SUMS_MAX={TALLY_SUMS_MAX}",
+        f"-DCOUNT_BELOW(x)=({below})",
+    ]
 
 
 def _filter_flags(filters: Filters) -> list[str]:

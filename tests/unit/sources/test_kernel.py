@@ -121,7 +121,7 @@ class Kernel:
         """What is loaded at last; what was compiled, and what was tried, on the way."""
         self.compiled, self.loaded = [], []
         source = KernelSource.__new__(KernelSource)
-        source._follows_forks, source._tls, source._cast = False, True, 1
+        source._follows_forks, source._tls, source._functions = False, True, [1]
         variants = range(variant, len(kernel.VARIANTS))
         loaded = source._compile_and_load("text", [], BPF, variants, cached=cached)
         return loaded, self.compiled, self.loaded
