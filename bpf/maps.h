@@ -309,7 +309,7 @@ struct tls_frame {
 	u64 length;
 	u64 counted; /* where the count of bytes goes */
 	u64 stack;
-	u64 socket;  /* inode: that of the system calls inside; 0: none yet, NO_SOCKET: several */
+	u64 socket; /* inode: that of the system calls inside; 0: none yet, NO_SOCKET: several */
 	u16 layout;
 	u8 call;
 	u8 reserved[5];

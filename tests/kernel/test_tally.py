@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -96,9 +95,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counting]:
         ):
             options = ["--pid", str(os.getpid()), *unwatched, "--metrics-address", f"127.0.0.1:{port}", *output]
             ledger = directory / name / "ledger.json"
-            agent = stack.enter_context(
-                running(directory / name, *options, "--ledger", str(ledger), own_output=False)
-            )
+            agent = stack.enter_context(running(directory / name, *options, "--ledger", str(ledger), own_output=False))
             agents.append(agent)
             ports[agent] = port
         yield Counting(agents[0], agents[1], ports, certificates.certificate, certificates.key)
@@ -171,7 +168,9 @@ class Talk:
             end.close()
 
 
-def request(path: str, *, method: str = "GET", body: bytes = b"", fields: Sequence[str] = (), version: str = "1.1") -> bytes:
+def request(
+    path: str, *, method: str = "GET", body: bytes = b"", fields: Sequence[str] = (), version: str = "1.1"
+) -> bytes:
     lines = [f"{method} {path} HTTP/{version}", "Host: example.test", *fields]
     if body:
         lines.append(f"Content-Length: {len(body)}")
@@ -195,12 +194,12 @@ def split(text: bytes, *at: int) -> list[bytes]:
 
 def counts(numbers: dict[str, float], side: str, route: str) -> dict[str, float]:
     """Status → exchanges of a route at one end."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for key, value in numbers.items():
         if key.startswith(f"http_{side}_request_duration_seconds_count{{") and f'http_route="{route}"' in key:
             [status] = re.findall(r'http_response_status_code="(\w*)"', key)
-            found[status] += value
-    return dict(found)
+            found[status] = found.get(status, 0) + value
+    return found
 
 
 @pytest.mark.parametrize("speaks", ["plaintext", "IPv6", "tls"])
@@ -210,7 +209,9 @@ def test_simple_exchanges_never_leave_the_kernel(counting: Counting, speaks: str
     size = 0
     for number in range(23):
         body = b"x" * number
-        asked = request(f"/simple-{speaks}?number={number}", method="POST" if number % 3 == 2 else "GET", body=body[:-1])
+        asked = request(
+            f"/simple-{speaks}?number={number}", method="POST" if number % 3 == 2 else "GET", body=body[:-1]
+        )
         status = 503 if number % 5 == 4 else 200
         answered = response(status, body)
         talk.ask(asked)
@@ -284,7 +285,10 @@ ODD: dict[str, Sequence[Step]] = {
     "long-head": ((CLIENT, request("/odd", fields=["X-Long: " + LONG])), (SERVER, response())),
     "long-answer": ((CLIENT, request("/odd")), (SERVER, response(fields=["X-Long: " + LONG]))),
     "large-request": ((CLIENT, request("/odd", method="PUT", body=b"z" * 20_000)), (SERVER, response())),
-    "late-body": tuple((CLIENT, piece) for piece in split(request("/odd", method="PUT", body=b"y" * 2000), 70)) + ((SERVER, response()),),
+    "late-body": (
+        *((CLIENT, piece) for piece in split(request("/odd", method="PUT", body=b"y" * 2000), 70)),
+        (SERVER, response()),
+    ),
     "absolute": ((CLIENT, request("http://other.test:81/odd")), (SERVER, response())),
     "two-lengths": ((CLIENT, request("/odd", method="POST", body=b"12", fields=["Content-Length: 2"])), (SERVER, response())),
     "blank-before-colon": ((CLIENT, request("/odd")), (SERVER, b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\nhello")),
@@ -347,7 +351,8 @@ def test_what_stays_open_is_counted_as_such(counting: Counting) -> None:
         [(SERVER, response(408))],
     ]  # fmt: skip
     for script in scripts:
-        for first in ([], SIMPLE):
+        firsts: tuple[Sequence[Step], ...] = ((), SIMPLE)
+        for first in firsts:
             talk = Talk()
             for who, text in (*first, *script):
                 talk.say(who, text)
@@ -387,14 +392,18 @@ def make_up(choose: random.Random) -> tuple[bytes, bytes]:
     method = choose.choice(["GET", "GET", "HEAD", "POST", "DELETE"])
     asked = request(path, method=method, body=body, fields=fields)
     payload = b"s" * choose.choice([0, 3, 400, 5000, 40_000])
-    answered = chunked(payload) if payload and choose.random() < 0.2 else response(choose.choice([200, 404, 500]), payload)
+    answered = (
+        chunked(payload) if payload and choose.random() < 0.2 else response(choose.choice([200, 404, 500]), payload)
+    )
     if method == "HEAD":
         answered = answered[: answered.index(b"\r\n\r\n") + 4]
     return asked, answered
 
 
 def cut(choose: random.Random, text: bytes) -> list[bytes]:
-    return split(text, *sorted(choose.sample(range(1, len(text)), min(len(text) - 1, choose.choice([0, 0, 0, 1, 2, 5])))))
+    return split(
+        text, *sorted(choose.sample(range(1, len(text)), min(len(text) - 1, choose.choice([0, 0, 0, 1, 2, 5]))))
+    )
 
 
 def test_exchanges_at_random_in_calls_at_random_are_counted_as_the_parser_counts_them(counting: Counting) -> None:

@@ -122,8 +122,8 @@ class Kernel:
         self.compiled, self.loaded = [], []
         source = KernelSource.__new__(KernelSource)
         source._follows_forks, source._tls, source._functions = False, True, [1]
-        variants = range(variant, len(kernel.VARIANTS))
-        loaded = source._compile_and_load("text", [], BPF, variants, cached=cached)
+        attempts = list(enumerate(kernel.VARIANTS))[variant:]
+        loaded = source._compile_and_load("text", [], BPF, attempts, cached=cached)
         return loaded, self.compiled, self.loaded
 
 
