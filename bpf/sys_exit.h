@@ -42,6 +42,30 @@ static __always_inline int on_mapping(u64 address, u64 protection, u32 descripto
 	return 0;
 }
 
+/* What a call moved, and in how many segments or messages. */
+struct messages {
+	u64 bytes;
+	u64 segments;
+};
+
+/* The result of sendmmsg and recvmmsg is a count of messages; their lengths stand behind each. */
+static __always_inline void add_messages(struct messages *to, u64 at, u32 count) {
+	struct messages sum = {.segments = count};
+	u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MESSAGES_MAX; i++) {
+		u32 length = 0;
+
+		if (i >= count)
+			break;
+		copy_from_user(&length, sizeof(length), (void *)at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
+		sum.bytes += length;
+	}
+	/* So that verifiers know nothing of either: else they look at all that follows once for each number of messages. */
+	copy_from_kernel(to, sizeof(*to), &sum);
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	long result = (long)ctx->args[1];
 	void *task, *socket, *sk;
@@ -49,7 +73,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	struct shape shape;
 	struct moved moved = {};
 	struct connection *connection;
-	u32 segments, pid, i;
+	struct messages messages;
+	u32 pid;
 	u64 inode;
 
 	if (result < 0 && result != -EINPROGRESS)
@@ -75,6 +100,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 	}
 	if (result < 0 || (shape.flags & (MSG_PEEK | MSG_ERRQUEUE)))
 		return 0;
+	messages.bytes = result;
+	messages.segments = shape.kind == KIND_MESSAGE ? 1 : arguments.third;
+	if (shape.kind == KIND_MESSAGES)
+		add_messages(&messages, shape.at, result);
 	task = CURRENT_TASK();
 	pid = LOAD_U32(task, OFFSET_task_struct__tgid);
 	if (pid == AGENT_PID)
@@ -89,35 +118,20 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx) {
 		return 0;
 	connection = connections.lookup(&inode);
 	if (!connection) {
-		sk = result ? stream_sock(socket) : 0;
+		sk = messages.bytes ? stream_sock(socket) : 0;
 		connection = sk ? remember(inode, sk, ROLE_UNKNOWN, 0) : 0;
 		if (!connection)
 			return 0;
 	}
 	if (is_compat_call(task))
 		return 0;
-	segments = shape.kind == KIND_MESSAGE ? 1 : arguments.third;
-	if (shape.kind == KIND_MESSAGES) {
-		/* The result is a count of messages; their lengths stand behind each. */
-		segments = result;
-		result = 0;
-		for (i = 0; i < MESSAGES_MAX; i++) {
-			if (i >= segments)
-				break;
-			u32 length = 0;
-
-			copy_from_user(&length, sizeof(length),
-				       (void *)shape.at + (u64)i * MESSAGE_BYTES + MESSAGE_LENGTH);
-			result += length;
-		}
-	}
 	moved.task = task;
 	moved.registers = (const void *)ctx->args[0];
 	moved.inode = inode;
 	moved.third = arguments.third;
 	moved.pid = pid;
-	moved.bytes = result;
-	moved.segments = segments;
+	moved.bytes = messages.bytes;
+	moved.segments = messages.segments;
 	take_call(ctx, &shape, &moved, connection);
 	return 0;
 }

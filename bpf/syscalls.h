@@ -621,7 +621,8 @@ static __always_inline void send_handshake(struct workspace *w, struct ledger *l
 	if (wanted > call->left)
 		wanted = call->left;
 	KEEP_CHECK(wanted);
-	if (!wanted || wanted > HELLO_BYTES || copy_from_user(text, wanted, (void *)call->at)) {
+	/* Nothing wanted: asked last, because of both bounds in one place the compiler makes one that old verifiers do not see. */
+	if (wanted > HELLO_BYTES || copy_from_user(text, wanted, (void *)call->at) || !wanted) {
 		connection->hello_left[direction] = 0;
 		return;
 	}
@@ -663,8 +664,10 @@ static __always_inline u64 copy_head(struct workspace *w) {
 		return 0;
 	if (copied > HEAD_BYTES)
 		copied = HEAD_BYTES;
+	/* Not a comparison: that would be of one copy of it and hold, for old verifiers, for that one alone. */
 	KEEP_CHECK(copied);
-	if (copied > HEAD_BYTES || copy_from_user(w->payload, copied, (void *)call->at))
+	copied &= 2 * HEAD_BYTES - 1;
+	if (copy_from_user(w->payload, copied, (void *)call->at))
 		return 0;
 	return copied;
 }
