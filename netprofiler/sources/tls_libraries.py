@@ -16,6 +16,7 @@ Where a probe is cheap: on an instruction that the kernel emulates. In order of 
 from __future__ import annotations
 
 import re
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class Function:
     """The graph of one function's instructions."""
 
     def __init__(self, code: Code, symbol: Symbol) -> None:
-        self.code: Final = code
+        self.code: Final[Code] = weakref.proxy(code)
+        """It keeps us: held here as well, the instructions of each analysis, 10 MB, would wait for the garbage collector."""
         self.entry: Final = symbol.address
         self.instructions: dict[int, Instruction] = {}
         self.successors: dict[int, tuple[int, ...]] = {}

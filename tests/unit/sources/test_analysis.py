@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import time
@@ -34,6 +35,18 @@ def test_a_library() -> None:
     assert finding.library is Library.OPENSSL
     assert finding.version.startswith("3.")  # libcrypto's, which lies beside it
     assert finding.layout is not None
+
+
+@pytest.mark.parametrize("path", [LIBSSL, GNUTLS])
+def test_nothing_is_left_for_the_garbage_collector(path: Path) -> None:
+    """It comes late to an agent: what an analysis has decoded would stay for as long as the agent runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        analyse(path)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_by_descriptor_and_by_path_is_the_same() -> None:
