@@ -55,8 +55,8 @@ REASON_UNREADABLE: Final = 4
 REASON_IO_URING: Final = 5
 REASONS: Final = ("", "over_limit", "sendfile", "splice", "unknown", "io_uring")
 
+FRESH: Final = 1
 RESUMED: Final = 2
-"""Of an opened record's `fresh`."""
 ROLE_CLIENT: Final = 1
 ROLE_SERVER: Final = 2
 FAMILY_UNIX: Final = 1
@@ -233,7 +233,7 @@ def parse_opened(record: bytes) -> ConnectionOpened:
         socket=socket,
         pid=pid,
         role=role,
-        fresh=bool(fresh),
+        fresh=fresh >= FRESH,
         family=family,
         network_namespace=namespace,
         local_ip=parse_address(local) if has_addresses else "",

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import re
 import urllib.request
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -11,6 +14,7 @@ from netprofiler.config import Config
 from netprofiler.counters import Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.pipeline import Pipeline
+from netprofiler.sources.tallies import Asker, Tally
 from netprofiler.testing import Script, batch
 
 
@@ -19,6 +23,11 @@ class FakeCapture:
 
     def __init__(self) -> None:
         self.is_attached = False
+        self.sums: tuple[list[Tally], list[tuple[Asker, int]]] = ([], [])
+
+    def tallied(self, _now_ns: int) -> tuple[list[Tally], list[tuple[Asker, int]]]:
+        sums, self.sums = self.sums, ([], [])
+        return sums
 
     def attached(self) -> Attached | None:
         if not self.is_attached:
@@ -107,3 +116,27 @@ def test_a_request_counts_as_unanswered_when_the_pipeline_has_let_go_of_its_conn
     metered.metrics.flush()
     assert 'role="client",service_name="shop"} 1.0' in read(metered) or 'role="client"' in read(metered)
     metered.close()
+
+
+def test_what_the_kernel_side_has_added_up_is_counted_as_messages_are() -> None:
+    metered, capture = started(Config(metrics_address="127.0.0.1:0"))
+    with contextlib.closing(metered):
+        asker = Asker(4242, 99, is_server=False)
+        tally = Tally(
+            *(asker, True, "10.0.0.1", 8443, "GET", "/items/17", "Shop.test:444", "HTTP/1.1", 503, False),
+            *((0, 0, 5, *[0] * 21), 35_000_000, 0, 1234),
+        )
+        capture.sums = ([tally, replace(tally, host="", status=200, incomplete=True)], [(asker, 2)])
+        metered.end_round(10**12)
+        metered.end_round(10**12 + 1)
+        text = read(metered)
+    labels = (
+        'http_request_method="GET",http_response_status_code="%d",http_route="/items/{id}",url_scheme="https",'
+        'network_protocol_version="1.1",server_address="%s",server_port="%d",error_type="%s"'
+    )
+    of_host, of_address = labels % (503, "shop.test", 444, "503"), labels % (200, "10.0.0.1", 8443, "incomplete")
+    for which in (of_host, of_address):
+        assert re.search(rf"http_client_request_duration_seconds_count{{[^\n]*{re.escape(which)}}} 5\n", text), text
+    assert re.search(rf"http_client_response_body_size_bytes_sum{{[^\n]*{re.escape(of_host)}}} 1234\n", text)
+    assert re.search(r'netprofiler_requests_unanswered_total{[^\n]*role="client"[^\n]*} 2\.0\n', text)
+    assert "netprofiler_messages_total 22.0" in text
