@@ -45,6 +45,8 @@ from benchmarks.trial import (
 ALL = "everything logged"
 FLOOR = "--comm nosuch"
 SERVER = "--pid SERVER"
+SERVER_LOG_OFF = "--pid SERVER --no-output"
+ALL_LOG_OFF = "everything, --no-output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,12 @@ def fixed_rate(setting: Setting, plan: Plan) -> Section:
             plan,
             server,
             (),
-            [Variant(ALL, ()), Variant(SERVER, ("--pid", str(server.pid)))],
+            [
+                Variant(ALL, ()),
+                Variant(SERVER, ("--pid", str(server.pid))),
+                Variant(SERVER_LOG_OFF, ("--pid", str(server.pid), "--no-output")),
+                Variant(ALL_LOG_OFF, ("--no-output",)),
+            ],
         )
 
 
@@ -271,6 +278,8 @@ def saturation_go(setting: Setting, plan: Plan) -> Section:
             variants=[
                 (Variant(ALL, ()), 4),
                 (Variant(SERVER, ("--pid", str(server.pid))), 2),
+                (Variant(SERVER_LOG_OFF, ("--pid", str(server.pid), "--no-output")), 0),
+                (Variant(ALL_LOG_OFF, ("--no-output",)), 0),
                 (Variant(FLOOR, ("--comm", "nosuch")), 0),
             ],
             rounds=plan.rounds,
@@ -292,6 +301,8 @@ def saturation_nginx(setting: Setting, plan: Plan) -> Section:
             variants=[
                 (Variant(ALL, ()), 4),
                 (Variant(SERVER, ("--pid", str(server.pid))), 2),
+                (Variant(SERVER_LOG_OFF, ("--pid", str(server.pid), "--no-output")), 0),
+                (Variant(ALL_LOG_OFF, ("--no-output",)), 0),
                 (Variant(FLOOR, ("--comm", "nosuch")), 0),
             ],
             rounds=plan.rounds,

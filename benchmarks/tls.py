@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import host
-from benchmarks.live import ALL, SERVER, Plan, at_fixed_rate, throughput
+from benchmarks.live import ALL, ALL_LOG_OFF, SERVER, SERVER_LOG_OFF, Plan, at_fixed_rate, throughput
 from benchmarks.noise import spread, text
 from benchmarks.programs import (
     BUILD,
@@ -34,8 +34,6 @@ from benchmarks.programs import (
 from benchmarks.report import Section
 from benchmarks.trial import Setting, Variant, say
 
-SERVER_LOG_OFF = "--pid SERVER --no-output"
-ALL_LOG_OFF = "everything, --no-output"
 NO_TLS = "--no-tls"
 GO_USUAL = "usual probes: entry and every RET"
 C_USUAL = "usual probes: entry and uretprobe"

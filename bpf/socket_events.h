@@ -239,18 +239,27 @@ static __always_inline u32 before_unix_call(void *sk, struct connection *connect
 /* What neither is copied nor tells anything: no more than counted. Returns 0 where there is more to do. */
 static __always_inline int is_only_counted(struct connection *connection, void *sk, u32 moved, u8 direction) {
 	struct ledger *ledger = find_ledger();
+	u32 row = ROW_FILTERED;
 
-	if (connection->verdict <= VERDICT_HTTP2 || connection->hello_left[direction & 1] || !ledger ||
-	    (TLS_PROBES && connection->verdict == VERDICT_TLS && !connection->library))
+	if (!ledger)
 		return 0;
-#ifdef FILTER_PORT
-	if (connection->filtered)
-		return 0;
+#ifdef FILTER_PROCESS
+	if (current_watched(bpf_get_current_pid_tgid() >> 32))
 #endif
+	{
+		if (connection->verdict <= VERDICT_HTTP2 || connection->hello_left[direction & 1] ||
+		    (TLS_PROBES && connection->verdict == VERDICT_TLS && !connection->library))
+			return 0;
+#ifdef FILTER_PORT
+		if (connection->filtered)
+			return 0;
+#endif
+		row = uncopied_row(connection);
+	}
 	if (direction == DIRECTION_RECV)
 		connection->count[DIRECTION_RECV] = position_after(sk, DIRECTION_RECV);
 	account(ledger, ROW_TOTAL, moved > 0, moved);
-	account(ledger, uncopied_row(connection), moved > 0, moved);
+	account(ledger, row, moved > 0, moved);
 	return 1;
 }
 
@@ -269,11 +278,9 @@ static __always_inline int on_socket_call(void *ctx, void *sock, int result, u32
 	if (!moved.inode)
 		return 0;
 	connection = connections.lookup(&moved.inode);
-#ifndef FILTER_PROCESS
 	if (connection && connection->sk == sock && connection->tcp && result >= 0 &&
 	    !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && is_only_counted(connection, sk, result, direction))
 		return 0;
-#endif
 	moved.task = CURRENT_TASK();
 	moved.registers = task_registers(moved.task);
 	load_call_registers(&arguments, (void *)moved.registers);
