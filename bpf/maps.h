@@ -89,7 +89,8 @@ struct process {
 #define ROW_LOST 7
 #define ROW_UNREADABLE 8
 #define ROW_TALLIED 9
-#define ROWS 10
+#define ROW_BUDGET 10
+#define ROWS 11
 struct row {
 	u64 calls;
 	u64 bytes;
@@ -241,6 +242,7 @@ struct tally {
 	u8 is_head;
 	u8 dry; /* the user side's: nothing is counted here */
 	u8 reserved;
+	u32 share;
 	u32 boundary; /* number of the next one */
 	u32 boundaries[BOUNDARIES][2]; /* dry: where two exchanges met, as far as it can be told here; sent, received */
 };
@@ -266,6 +268,11 @@ struct tally_sum {
 BPF_F_TABLE("hash", u64, struct tally, tallies, TALLIES_MAX, 1);
 BPF_F_TABLE("hash", u64, struct tally_sum, tally_sums, TALLY_SUMS_MAX, 1);
 BPF_ARRAY(no_tally, struct tally, 1); /* nothing but zeros */
+
+#ifdef BUDGET
+/* Of shares, those below this number are logged; the others are added up. */
+BPF_ARRAY(kept_shares, u32, 1);
+#endif
 
 /* Requests whose connection ended before a response. */
 struct tally_asker {

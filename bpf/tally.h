@@ -7,6 +7,8 @@
  * (CONTROL_TALLY); if that is where they seemed to meet here, too, and all since was simple, then the next exchange is counted
  * here again. Each exchange is counted by one of the two, never by both: whose it is is decided by positions.
  *
+ * With a log that is to cost no more than so much (`--max-cpu`, BUDGET), this is done to the connections that are left out of it.
+ *
  * -D: TALLY, TALLIES_MAX, TALLY_SUMS_MAX, COUNT_BELOW(x) (how many bounds of the histogram are less than x).
  */
 #ifndef NETPROFILER_TALLY_H
@@ -24,6 +26,13 @@
 #define SPINS 16 /* while another CPU is at work on the same connection, some 0.5 us */
 #define SCAN_STEPS 176 /* of up to 8 bytes, and one for each line */
 #define LENGTH_DIGITS 9
+
+#ifdef BUDGET
+#define ROW_SUMMED ROW_BUDGET
+#define SHARE_FACTOR 0x9e3779b1 /* netprofiler/budget.py */
+#else
+#define ROW_SUMMED ROW_TALLIED
+#endif
 
 #define ONES 0x0101010101010101ULL
 #define SMALL_LETTERS 0x2020202020202020ULL
@@ -445,8 +454,8 @@ static __always_inline void give(struct workspace *w, struct ledger *ledger, str
 	if (size > HELD_BYTES)
 		return;
 	/* On another CPU than it was added to, perhaps: their sum is right. */
-	ledger->rows[ROW_TALLIED].calls--;
-	ledger->rows[ROW_TALLIED].bytes -= size;
+	ledger->rows[ROW_SUMMED].calls--;
+	ledger->rows[ROW_SUMMED].bytes -= size;
 	if (!connection->owner || send_up(ledger, &t->record, sizeof(t->record) + size)) {
 		connection->lost |= 1 << requests;
 		account(ledger, ROW_LOST, 1, size);
@@ -493,6 +502,37 @@ static __always_inline void begin_exchanges(const struct call *call, const struc
 	t->expected[direction] = call->first_position;
 	t->expected[other] = connection->tcp ? position_after(connection->sk, other) : connection->count[other];
 	t->state = TALLY_IDLE;
+}
+
+#ifdef BUDGET
+/* The same at both ends of a connection. */
+static __always_inline u32 share_of(const struct connection *connection) {
+	struct socket_facts facts = {};
+	u32 local[4] = {}, remote[4] = {}, sum;
+
+	copy_from_kernel(&facts, SOCKET_FACTS_BYTES, connection->sk);
+	sum = facts.local_port ^ __builtin_bswap16(facts.remote_port);
+	if (facts.family == AF_INET)
+		return ((sum ^ facts.local_address ^ facts.remote_address) * SHARE_FACTOR) >> 16;
+	copy_from_kernel(local, sizeof(local), connection->sk + OFFSET_sock_common__skc_v6_rcv_saddr);
+	copy_from_kernel(remote, sizeof(remote), connection->sk + OFFSET_sock_common__skc_v6_daddr);
+	if (!local[0] && !local[1] && local[2] == __builtin_bswap32(0xffff)) /* IPv4-mapped */
+		return ((sum ^ local[3] ^ remote[3]) * SHARE_FACTOR) >> 16;
+	return ((sum ^ local[0] ^ local[1] ^ local[2] ^ local[3] ^ remote[0] ^ remote[1] ^ remote[2] ^ remote[3]) *
+		SHARE_FACTOR) >>
+	       16;
+}
+#endif
+
+/* Somebody wants to see the messages of this connection. */
+static __always_inline int is_logged(const struct tally *t) {
+#ifdef BUDGET
+	u32 zero = 0, *kept = kept_shares.lookup(&zero);
+
+	return kept && t->share < *kept;
+#else
+	return 0;
+#endif
 }
 
 static __always_inline int take_lock(struct tally *t) {
@@ -574,9 +614,13 @@ static __always_inline int take_exchange(struct workspace *w, struct ledger *led
 		set_place(w, ledger, connection, t, is_server_end(call, connection));
 	}
 	is_request = direction == t->request_direction;
+	if (t->state == TALLY_IDLE && is_logged(t)) {
+		give(w, ledger, connection, t);
+		return 0;
+	}
 	if (follows && take_next(w, connection, t, is_request)) {
 		t->expected[direction] += call->total;
-		account(ledger, ROW_TALLIED, 1, call->total);
+		account(ledger, ROW_SUMMED, 1, call->total);
 		if (t->state >= TALLY_BODY && !t->left)
 			finish(w, t, 1, call->time_ns);
 		return 1;
@@ -610,12 +654,18 @@ static __always_inline int tally_call(struct workspace *w, struct ledger *ledger
 		t = tallies.lookup(&call->socket);
 		if (!t)
 			return 0;
+#ifdef BUDGET
+		t->share = share_of(connection);
+#endif
 		/* At its very beginning it is ours. */
-		t->dry = connection->owner || !connection->fresh || connection->base[direction] != call->first_position;
+		t->dry = is_logged(t) || connection->owner || !connection->fresh ||
+			 connection->base[direction] != call->first_position;
 		begin_exchanges(call, connection, t);
 		if (t->dry)
 			t->state = TALLY_UNKNOWN;
 	}
+	if (t->dry && is_logged(t))
+		return 0;
 	if (!take_lock(t)) {
 		account(ledger, ROW_LOST, 1, call->total);
 		return 1;

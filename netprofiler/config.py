@@ -66,6 +66,8 @@ class Config:
     metrics_config: str | None = None
     """TLS and passwords for it, in the format of Prometheus' exporter-toolkit."""
     route: tuple[str, ...] = ()
+    max_cpu: float | None = None
+    """Percent of one core."""
     duration: float | None = None
     count: int | None = None
     verbose: bool = False
@@ -94,6 +96,14 @@ def _seconds(text: str) -> float:
     """A number of seconds, 0 or more"""
     value = float(text)
     if not 0 <= value < 1e9:
+        raise ValueError
+    return value
+
+
+def _percent(text: str) -> float:
+    """A number of percent, more than 0"""
+    value = float(text)
+    if not 0 < value <= PERCENT_MAX:
         raise ValueError
     return value
 
@@ -167,6 +177,8 @@ def _log_format(text: str) -> str:
     return text
 
 
+PERCENT_MAX: Final = 100_000
+"""Of a core: nobody has more than a thousand."""
 BODY_LIMIT_MAX: Final = 16 * 1024 * 1024
 """More of a body than this is no log line any more; it also bounds what one connection can hold of ours."""
 
@@ -263,6 +275,9 @@ OPTIONS: Final = (
     Option("metrics-address", _address, "HOST:PORT", "serve Prometheus metrics (:PORT is loopback)", capture_only=True),
     Option("metrics-config", _text, "FILE", "TLS and passwords for it (exporter-toolkit's)", capture_only=True),
     Option("route", _route, "PATTERN", "a route of the metrics: /users/{id}, /static/*", True, capture_only=True),
+    Option(
+        "max-cpu", _percent, "PERCENT", "of one core; over it, the log leaves out connections, whole", capture_only=True
+    ),
     Option("duration", _seconds, "SECONDS", "stop after this time", capture_only=True, record_too=True),
     Option("count", _whole(1, 1 << 62), "N", "stop after N records"),
     Option("verbose", None, "", "more of the agent's own log", short="v", record_too=True),
@@ -412,6 +427,12 @@ def make_config(
             values[attribute] = _convert(option, value, source)
     if values.get("output") is not None and values.get("no_output"):
         raise CommandError("--output and --no-output exclude each other", ExitCode.USAGE)
+    if values.get("max_cpu") is not None and values.get("no_output"):
+        raise CommandError(
+            "--max-cpu means nothing with --no-output",
+            ExitCode.USAGE,
+            remedy="leave it out: what is only counted costs nearly nothing",
+        )
     if values.get("opt_in_values") and values.get("opt_in") is None:
         values["opt_in"] = OPT_IN
     return Config(**values, command=command)

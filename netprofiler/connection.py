@@ -87,7 +87,13 @@ class GiveBack(NamedTuple):
     positions: tuple[int, int]
 
 
-Command = Skip | Ignore | GiveBack
+class Keep(NamedTuple):
+    """To the kernel side: connections of these shares (budget.py) are logged, from 0 on."""
+
+    shares: int
+
+
+Command = Skip | Ignore | GiveBack | Keep
 
 
 @dataclass(slots=True)
@@ -105,6 +111,10 @@ class Shared:
     stream_interval_ns: int = 5_000_000_000
     gives_back: bool = False
     """Nobody wants the messages, but their number: the kernel side may add up what is simple."""
+    has_budget: bool = False
+    """There is a log, of which connections may be left out."""
+    kept_shares: int = 0
+    """Those with a share below this are not."""
     boundaries: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Where two exchanges of a connection (its socket) met lately, for `GiveBack`."""
     busy: set[Connection] = field(default_factory=set)
@@ -405,7 +415,7 @@ class Connection:
         if (
             (send.idle and recv.idle and pairing.certain and not pairing.waiting)
             and (self.link.local_ip is not None and not self.link.passive and self.request_direction >= 0)
-            and (send.end is None and recv.end is None)
+            and (self.link.share >= self.shared.kept_shares and send.end is None and recv.end is None)
         ):
             self.shared.boundaries[self.socket] = (send.next, recv.next)
 

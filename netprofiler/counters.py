@@ -21,6 +21,7 @@ KERNEL_ROWS: Final = (
     "lost",
     "unreadable",
     "tallied",
+    "budget",
 )
 """In the order of the ROW_ constants of bpf/maps.h."""
 
@@ -43,6 +44,7 @@ USER_ROWS: Final = (
 LEDGER_ROWS: Final = (
     "recorded",
     "tallied",
+    "budget",
     "filtered",
     "not_http",
     "tls",
@@ -83,6 +85,8 @@ class Counters:
     output_failed: int = 0
     not_wanted: int = 0
     """Messages that no output asked for (`--no-output`), or that came after `--count`."""
+    budget: int = 0
+    """Messages of connections that are left out of the log (`--max-cpu`)."""
     tls_unread: int = 0
     """TLS connections that have ended and of which no plaintext was seen."""
     unpaired: int = 0
@@ -122,6 +126,7 @@ def make_ledger(counters: Counters, kernel: dict[str, Row] | None) -> dict[str, 
             "written": counters.written,
             "output_failed": counters.output_failed,
             "not_wanted": counters.not_wanted,
+            "budget": counters.budget,
         },
     }
     return out

@@ -179,6 +179,10 @@ class Link:
     """The other end's, where that is known."""
     placed: int = 0
     """As `Process.placed`."""
+    share: int = 0
+    """Of the log, as budget.py divides it."""
+    left_out: bool = False
+    """Of the log."""
 
 
 @dataclass(slots=True, eq=False)

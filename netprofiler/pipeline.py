@@ -15,7 +15,8 @@ from collections import deque
 from typing import Final
 
 from netprofiler import wire
-from netprofiler.connection import Command, Connection, GiveBack, Shared
+from netprofiler.budget import SHARES, share_of
+from netprofiler.connection import Command, Connection, GiveBack, Keep, Shared
 from netprofiler.counters import Counters
 from netprofiler.exchange import Link, Message, Process, Role, Tls
 from netprofiler.protocols.tls_handshake import Handshake
@@ -61,12 +62,15 @@ class Pipeline:
         body_limit: int = 4096,
         stream_interval_ns: int = 5_000_000_000,
         gives_back: bool = False,
+        has_budget: bool = False,
         counters: Counters | None = None,
     ) -> None:
         self.shared = Shared(
             body_limit=body_limit,
             stream_interval_ns=stream_interval_ns,
-            gives_back=gives_back,
+            gives_back=gives_back or has_budget,
+            has_budget=has_budget,
+            kept_shares=SHARES if has_budget else 0,
             counters=Counters() if counters is None else counters,
         )
         self.connections: dict[int, Connection] = {}
@@ -101,6 +105,12 @@ class Pipeline:
         if commands:
             self.shared.commands = []
         return commands
+
+    def keep(self, shares: int) -> None:
+        """Of connections that begin from now on, or are between two exchanges, those below this share are logged."""
+        if shares != self.shared.kept_shares:
+            self.shared.kept_shares = shares
+            self.shared.commands.append(Keep(shares))
 
     def feed(self, batch: bytes) -> int:
         """Returns the number of bytes used."""
@@ -217,6 +227,9 @@ class Pipeline:
             network_namespace=event.network_namespace,
             process=self.shared.processes.get(event.pid),
         )
+        if self.shared.has_budget and link.local_ip and link.remote_ip:
+            link.share = share_of(link.local_ip, link.local_port, link.remote_ip, link.remote_port)
+            link.left_out = link.share >= self.shared.kept_shares
         positions = (event.send_position, event.recv_position)
         if event.fresh and not event.counted and not is_unix:
             link.beginning = positions

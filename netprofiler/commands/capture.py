@@ -187,8 +187,12 @@ class Capture:
                 self._discovery = Discovery(analyse, self._attach_file, self._forget_file, only=only)
                 self._discovery.prepare()
             self.surroundings.begin()
-            tally = DURATION_BOUNDS_NS if config.numbers_only else ()
-            source = KernelSource(self.surroundings.filters(filters), tls=config.tls, tally=tally)
+            source = KernelSource(
+                self.surroundings.filters(filters),
+                tls=config.tls,
+                tally=DURATION_BOUNDS_NS if config.numbers_only or config.max_cpu is not None else (),
+                is_budgeted=config.max_cpu is not None,
+            )
             return self._run(source, consumer)
         except BaseException:
             if self._child is not None:

@@ -43,6 +43,7 @@ _ROUND_SECONDS: Final = 0.010
 ROW_MEANINGS: Final = {
     "recorded": "became records",
     "tallied": "added up in the kernel",
+    "budget": "added up in the kernel, for --max-cpu",
     "filtered": "of other processes",
     "not_http": "not HTTP by its first bytes, or joined in the middle of something",
     "tls": "TLS, as it is on the socket: what was read inside is counted by itself",

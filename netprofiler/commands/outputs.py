@@ -30,6 +30,7 @@ class Outputs:
         self._counters = counters
         self._left = config.count
         self._sink: Sink | None = None
+        self._may_leave_out = config.max_cpu is not None
         redactor = Redactor(config.redact, enabled=not config.no_redact)
         if config.no_redact:
             warn("--no-redact: secrets are written as they are")
@@ -68,6 +69,10 @@ class Outputs:
             self._counters.not_wanted += len(messages) - len(taken)
             self._left -= len(taken)
             messages = taken
+        if self._may_leave_out:
+            logged = [message for message in messages if not message.link.left_out]
+            self._counters.budget += len(messages) - len(logged)
+            messages = logged
         if not messages:
             return
         if self._sink is None:

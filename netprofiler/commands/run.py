@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
+from typing import Final
 
 from netprofiler.audit import audited
+from netprofiler.budget import Budget
 from netprofiler.commands.capture import Capture
 from netprofiler.commands.log import Log
 from netprofiler.commands.metrics import Metered, start_metrics
@@ -19,6 +22,9 @@ from netprofiler.pipeline import Pipeline
 from netprofiler.privileges import settle, shut
 from netprofiler.redaction import Redactor
 from netprofiler.sources.kernel import check_host, wall_offset_ns
+
+BUDGET_NS: Final = 500_000_000
+"""The agent looks this often whether it is within `--max-cpu`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +43,9 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
         body_limit=config.body_limit,
         stream_interval_ns=int(config.stream_interval * 1_000_000_000),
         gives_back=config.numbers_only,
+        has_budget=config.max_cpu is not None,
     )
+    budget = None if config.max_cpu is None else Budget(config.max_cpu)
     capture = Capture(config, log, offset_ns)
     surroundings = capture.surroundings
     with audited(config, "run", log.warn):
@@ -47,7 +55,7 @@ def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
         try:
             profiles = _profiles(config, surroundings, log)
             shut(config, log.warn)
-            ended = capture.run(Live(config, pipeline, outputs, surroundings, profiles, metered))
+            ended = capture.run(Live(config, pipeline, outputs, surroundings, profiles, metered, budget))
         finally:
             if metered is not None:
                 metered.close()
@@ -77,6 +85,7 @@ class Live:
         surroundings: Surroundings | None = None,
         profiles: ProfileWriter | None = None,
         metered: Metered | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._containers = None if surroundings is None else surroundings.containers
         self._places: Places | None = None
@@ -85,6 +94,8 @@ class Live:
         self._pipeline = pipeline
         self._outputs = outputs
         self._metered = metered
+        self._budget = budget
+        self._budget_ns = 0
 
     @property
     def done(self) -> bool:
@@ -104,6 +115,9 @@ class Live:
         return self._pipeline.take_commands()
 
     def end_round(self, now_ns: int) -> None:
+        if self._budget is not None and now_ns >= self._budget_ns:
+            self._budget_ns = now_ns + BUDGET_NS
+            self._pipeline.keep(self._budget.update(now_ns, time.process_time_ns()))
         self._pipeline.tick(now_ns)
         self._deliver(now_ns)
         if self._metered is not None:

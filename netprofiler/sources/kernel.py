@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Final
 
 from netprofiler import wire
-from netprofiler.connection import Command, GiveBack, Ignore
+from netprofiler.budget import SHARES
+from netprofiler.connection import Command, GiveBack, Ignore, Keep
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.privileges import may_capture
@@ -306,7 +307,7 @@ def _inode_of_a_socket() -> int:
 
 class KernelSource:
     """`tls`: load what stands behind probes, too. `tally`: have exchanges added up in the kernel, where it can (`tallies`), by
-    duration, of which these are the bounds in ns. `variant`: the first of VARIANTS to be tried; others than the best are for
+    duration, of which these are the bounds in ns; `is_budgeted`: those of connections that are not to be kept (`Keep`). `variant`: the first of VARIANTS to be tried; others than the best are for
     comparing. `cached`: what was compiled before is used, and what is compiled now is kept; False is for finding out whether
     it compiles.
     """
@@ -317,6 +318,7 @@ class KernelSource:
         *,
         tls: bool = True,
         tally: Sequence[int] = (),
+        is_budgeted: bool = False,
         variant: int = SOCKET_EVENTS,
         cached: bool = True,
     ) -> None:
@@ -361,13 +363,17 @@ class KernelSource:
         variants = range(variant if has_socket_events else max(variant, DIRECT_READS), len(VARIANTS))
         attempts: list[tuple[int, tuple[str, ...]]] = [(number, VARIANTS[number]) for number in variants]
         if tally and attempts[0][0] == SOCKET_EVENTS and None not in self._functions:
-            attempts.insert(0, (SOCKET_EVENTS, (*VARIANTS[SOCKET_EVENTS], *_tally_flags(tally))))
+            attempts.insert(
+                0, (SOCKET_EVENTS, (*VARIANTS[SOCKET_EVENTS], *_tally_flags(tally), *["-DBUDGET"] * is_budgeted))
+            )
         self._loaded = self._compile_and_load(text, flags, directory, attempts, cached=cached)
         self._maps = self._loaded.maps
         self.variant = self._loaded.variant
         """Which of VARIANTS it is."""
         self.tallies = (bpf.PROG_TYPE_RAW_TRACEPOINT, TALLY) in self._loaded.programs
         """Exchanges are added up, as was asked for."""
+        if self.tallies and is_budgeted:
+            self.command(Keep(SHARES))
         self._sums = Tallies(self._maps["tally_sums"], self._maps["tally_unanswered"]) if self.tallies else None
         for array, program_type in (
             ("programs", bpf.PROG_TYPE_RAW_TRACEPOINT),
@@ -595,8 +601,9 @@ class KernelSource:
                 rows[name].calls += counts[2 * index]
                 rows[name].bytes += counts[2 * index + 1]
         # What is taken out of this row again may have been put into it on another CPU.
-        rows["tallied"].calls &= U64_MASK
-        rows["tallied"].bytes &= U64_MASK
+        for name in ("tallied", "budget"):
+            rows[name].calls &= U64_MASK
+            rows[name].bytes &= U64_MASK
         for *_, crowded, crowded_bytes, _ in self._tls_counters():
             for name in ("total", "lost"):
                 rows[name].calls += crowded
@@ -618,6 +625,10 @@ class KernelSource:
 
     def command(self, command: Command) -> None:
         """Carry out what the pipeline found out."""
+        if isinstance(command, Keep):
+            if self.tallies:
+                self._maps["kept_shares"].update(_U32.pack(0), _U32.pack(command.shares))
+            return
         key = _U64.pack(command.socket)
         if isinstance(command, GiveBack):
             if self.tallies:

@@ -312,6 +312,7 @@ class Recording:
 
 def _parse_end(time_ns: int, payload: bytes) -> End:
     table = json.loads(payload)
-    found = {"unreadable": (0, 0), "tallied": (0, 0)} | table["rows"]  # rows that were not there from the beginning
+    # Rows that were not there from the beginning.
+    found = dict.fromkeys(("unreadable", "tallied", "budget"), (0, 0)) | table["rows"]
     rows = {name: Row(int(found[name][0]), int(found[name][1])) for name in KERNEL_ROWS}
     return End(time_ns, rows, int(table["announcements_lost"]))

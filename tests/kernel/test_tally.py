@@ -427,3 +427,48 @@ def test_exchanges_at_random_in_calls_at_random_are_counted_as_the_parser_counts
     numbers = counting.agree()
     found = sum(value for name in "abc" for value in counts(numbers, SERVER, f"/random/{name}").values())
     assert found - before == made
+
+
+def test_over_its_budget_the_agent_logs_whole_exchanges_of_fewer_connections_and_counts_all(tmp_path: Path) -> None:
+    """Both ends in this process: a connection is logged at both or at none, but for when the share has just changed."""
+    port = free_port()
+    with running(
+        tmp_path, "--pid", str(os.getpid()), "--metrics-address", f"127.0.0.1:{port}", "--max-cpu", "2",
+        "--exclude-port", str(port),
+    ) as agent:  # fmt: skip
+        exchanges = 0
+        until = time.monotonic() + 12
+        talks = [Talk() for _ in range(32)]
+        while time.monotonic() < until:
+            for number, talk in enumerate(talks):
+                asked, answered = request("/budget"), response()
+                if number % 8 == 7:
+                    answered = chunked(b"parsed" * 20)
+                talk.ask(asked)
+                talk.answer(answered)
+                exchanges += 1
+            if exchanges % 640 == 0:  # others, with other shares
+                for talk in talks[:4]:
+                    talk.close()
+                talks[:4] = [Talk() for _ in range(4)]
+        for talk in talks:
+            talk.close()
+        time.sleep(READ_SECONDS)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert agent.end() == 0, agent.stderr()
+        ledger = agent.ledger()
+        check_ledger(ledger, lossless=False)
+        records = agent.records()
+    for side in (CLIENT, SERVER):
+        counted = re.findall(rf"http_{side}_request_duration_seconds_count{{[^\n]*}} (\d+)\n", text)
+        assert sum(map(int, counted)) == exchanges
+    assert ledger["bytes"]["rows"]["lost"] == 0
+    assert ledger["bytes"]["rows"]["budget"] > 0 and ledger["bytes"]["rows"]["tallied"] == 0
+    assert ledger["records"]["rows"]["budget"] > 0, "chunked ones are parsed to be counted, and not logged"
+    assert 0 < len(records) < 4 * exchanges * 0.9
+    by_exchange: dict[str, list[str]] = {}
+    for record in records:
+        by_exchange.setdefault(record["exchange"], []).append(record["direction"])
+    halves = [exchange for exchange, directions in by_exchange.items() if sorted(directions) != ["recv", "send"]]
+    assert halves == []
