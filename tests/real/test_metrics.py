@@ -10,6 +10,7 @@ import re
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from netprofiler.metrics.series import DURATION_BOUNDS_SECONDS, ROUTES_MAX, SERIES_PER_SERVICE_MAX
+from tests.kernel.harness import check_ledger, running
 from tests.real.harness import tls_servers
 from tests.real.harness.agent import Agent, port_filters
 from tests.real.harness.programs import (
@@ -380,3 +382,54 @@ def test_a_hostile_client_on_the_wire_fills_its_share_and_is_counted(world: Worl
     others = prometheus.values("netprofiler_metrics_other_exchanges_total", "label")
     assert others[("http_route",)] + others.get(("series",), 0) > MADE_UP
     assert world.agent.rss_bytes() - before < 30_000_000  # the log's caches of heads, too
+
+
+WRK_SECONDS = 10
+WRK_CONNECTIONS = 32
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_at_full_speed_in_metrics_mode_each_exchange_that_wrk_counts_is_counted(
+    go_server_binary: Path, tmp_path: Path, scheme: str
+) -> None:
+    """At the client exactly those; at the server also those that wrk did not wait for when its time was over."""
+    [wrk] = require("wrk")
+    ports = {"http": free_port(), "https": free_port()}
+    scrape = free_port()
+    environment = {
+        "HTTP_HOST": "127.0.0.1",
+        "HTTP_PORT": str(ports["http"]),
+        "HTTPS_PORT": str(ports["https"]),
+        "ACCESS_LOG": "/dev/null",
+    }
+    server = Program([go_server_binary], tmp_path, name="go", address=("127.0.0.1", ports["https"]), env=environment)
+    options = ["--no-output", *port_filters(ports[scheme]), "--metrics-address", f"127.0.0.1:{scrape}"]
+    ledger = tmp_path / "agent" / "ledger.json"
+    with server, running(tmp_path / "agent", *options, "--ledger", str(ledger), own_output=False) as agent:
+        url = f"{scheme}://127.0.0.1:{ports[scheme]}/healthz"
+        done = subprocess.run(
+            [wrk, "-t1", f"-c{WRK_CONNECTIONS}", f"-d{WRK_SECONDS}s", url],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        told = re.search(r"(\d+) requests in", done.stdout)
+        assert told is not None and "Socket errors" not in done.stdout, done.stdout
+        time.sleep(1.0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{scrape}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        assert agent.end() == 0, agent.stderr()
+        found = agent.ledger()
+    counts = {
+        side: sum(map(int, re.findall(rf"http_{side}_request_duration_seconds_count{{[^\n]*}} (\d+)\n", text)))
+        for side in ("client", "server")
+    }
+    made = int(told[1])
+    assert made > 1_000
+    assert counts["client"] == made
+    assert made <= counts["server"] <= made + WRK_CONNECTIONS
+    check_ledger(found, lossless=False)
+    rows = found["bytes"]["rows"]
+    assert rows["lost"] == rows["gap"] == rows["unparsed"] == 0
+    assert rows["tallied"] > 0.99 * (found["bytes"]["total"] - rows["tls"] - rows["filtered"]), rows
