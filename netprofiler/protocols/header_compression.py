@@ -41,7 +41,7 @@ ENTRY_OVERHEAD: Final = 32
 
 _INTEGER_BYTES_MAX: Final = 5
 """Behind the prefix: more than 2**32 is no length and no index."""
-_CACHED_STRINGS: Final = 4096
+CACHED_STRINGS: Final = 4096
 _CACHED_STRING_BYTES: Final = 128
 """Huffman-coded strings that are decoded once: paths, tokens and names come again, at 0.3 µs a byte. Under 1 MiB."""
 
@@ -98,7 +98,7 @@ def _decode_huffman(raw: bytes) -> tuple[str, int] | None:
     return field_text(plain), len(plain)
 
 
-_decode_huffman_once = lru_cache(_CACHED_STRINGS)(_decode_huffman)
+_decode_huffman_once = lru_cache(CACHED_STRINGS)(_decode_huffman)
 
 
 def _integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:

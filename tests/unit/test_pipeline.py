@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from dataclasses import replace
 
-import hpack
 import pytest
 
 from netprofiler import pipeline, wire
 from netprofiler.exchange import Completeness
 from netprofiler.pipeline import GRACE_NS, Pipeline
-from netprofiler.protocols.http2 import PREFACE
 from netprofiler.testing import Script, batch, build
-from tests.unit.protocols import http2_frames as h2
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 NO = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -191,49 +186,6 @@ def test_the_longest_silent_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     played = script.play(drain=False)
     assert set(played.pipeline.connections) == {peer.socket for peer in (*peers[2:], peers[0], fifth)}
     assert played.rows()["unparsed"] == 16
-
-
-def play_plain(script: Script) -> None:
-    peer = script.client()
-    peer.send(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"0\r\n\r\n")
-    peer.recv(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")  # and breaks off
-    peer.close()
-
-
-def play_http2(script: Script) -> None:
-    peer = script.client()
-    fields = [(":method", "GET"), (":scheme", "http"), (":path", "/a"), (":authority", "a")]
-    peer.send(PREFACE + h2.settings() + h2.headers(1, hpack.Encoder().encode(fields), ends=True))
-    peer.recv(h2.settings() + h2.headers(1, hpack.Encoder().encode([(":status", "200")])) + h2.data(1, b"body"))
-    peer.close()
-
-
-def play_websocket(script: Script) -> None:
-    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
-    peer = script.server()
-    peer.recv(b"GET / HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n")
-    peer.send(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade + b"\r\n", b"\x81\x02ab", b"\x01\x02ab")
-    peer.close()
-
-
-@pytest.mark.parametrize("play", [play_plain, play_http2, play_websocket])
-def test_a_connection_leaves_nothing_for_the_garbage_collector(play: Callable[[Script], None]) -> None:
-    """It comes late to an agent: a cycle in each connection would be a leak for hours."""
-    script = Script()
-    script.process()
-    for _ in range(10):
-        play(script)
-    script.wait(1)
-    gc.collect()
-    gc.disable()
-    try:
-        played = script.play(drain=False)
-        assert len(played.messages) >= 20
-        assert not played.pipeline.connections
-        played.messages.clear()
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
 
 
 def test_limits_of_a_pipeline() -> None:
