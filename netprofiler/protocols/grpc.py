@@ -1,7 +1,7 @@
 """gRPC over HTTP/2: what a message says beside its bytes.
 
-Contract: pure functions from header fields to facts, and `Prefixes`, which counts the length-prefixed messages of one
-direction across any split of its bytes. Nothing raises. After the gRPC over HTTP/2 protocol description
+Contract: pure functions from header fields to facts, `uncompress`, which undoes what `grpc-encoding` says, and `Prefixes`,
+which counts the length-prefixed messages of one direction across any split of its bytes. Nothing raises. After the gRPC over HTTP/2 protocol description
 (grpc/grpc, doc/PROTOCOL-HTTP2.md).
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
+from netprofiler.content import decode
 from netprofiler.exchange import Grpc
 
 _CONTENT_TYPE: Final = "application/grpc"
@@ -70,6 +71,43 @@ def begin(call: Call, path: str) -> Grpc:
     """The facts of one message so far; `path` is the request's."""
     service, method = split_path(path)
     return Grpc(service, method, status=call.status, message=call.message, encoding=call.encoding)
+
+
+class Undone(NamedTuple):
+    """A body whose messages are not compressed any more."""
+
+    body: bytes
+    whole: bool
+    """No limit of ours cut it."""
+    unknown: bool
+    """The compression of some could not be undone: `instead` stands in their place."""
+
+
+def uncompress(body: bytes, encoding: str, limit: int, instead: bytes | None) -> Undone:
+    """The compression of each message undone, as `encoding` (grpc-encoding) says, and its prefix changed to match. `limit`: bytes
+    that it may become. `instead`: of a message whose compression is not known; None: as it is.
+    """
+    out = bytearray()
+    at = 0
+    whole, unknown = True, False
+    while at + PREFIX_BYTES <= len(body) and body[at] <= 1:
+        start = at + PREFIX_BYTES
+        at = start + int.from_bytes(body[at + 1 : start], "big")
+        if body[start - PREFIX_BYTES] == 0:
+            out += body[start - PREFIX_BYTES : at]
+            continue
+        decoded = decode(body[start:at], (encoding,), max(0, limit - len(out) - PREFIX_BYTES))
+        if decoded is not None:
+            payload, fits = decoded
+            whole = whole and fits
+        elif instead is not None:
+            payload, unknown = instead, True
+        else:
+            out += body[start - PREFIX_BYTES : at]
+            continue
+        out += b"\0" + len(payload).to_bytes(4, "big") + payload
+    out += body[at:]
+    return Undone(bytes(out), whole, unknown)
 
 
 class Prefixes:

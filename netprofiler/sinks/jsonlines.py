@@ -31,6 +31,7 @@ from netprofiler.exchange import (
     Tls,
     WebSocket,
 )
+from netprofiler.protocols.grpc import uncompress
 from netprofiler.redaction import PLACEHOLDER, Redactor
 from netprofiler.sinks.base import OutputClosed
 from netprofiler.sinks.files import EncryptedFile, OutputFile
@@ -83,6 +84,8 @@ _OPEN: Final = _END[Completeness.OPEN]
 _ALPN: Final = {"HTTP/1.0": ("http/1.0", "http/1.1"), "HTTP/2": ("h2",)}
 """By what is spoken, else ``http/1.1``: an HTTP/1.0 answer is HTTP/1.1 as far as ALPN goes, and WebSocket begins as that."""
 
+_COMPRESSED: Final = "compressed"
+"""In `redacted`: messages of gRPC in a compression that cannot be undone, so that nobody knows what is in them."""
 _NO_SECOND: Final = -(1 << 62)
 """No time of a message is within a second after it, whatever a damaged recording says."""
 ENDS_MAX: Final = 32
@@ -427,8 +430,19 @@ class RecordWriter:
                     end = _TRUNCATED
                 json_text, names = self._redactor.text(decoded.text, cut=end is not _COMPLETE)
                 return f',"body":{_quote(json_text)}', end, decoded.redacted + names
+        hidden: tuple[str, ...] = ()
+        if message.missing_bytes and grpc.encoding not in ("", "identity"):
+            if self._redactor.enabled:
+                body, hidden = PLACEHOLDER.encode(), (_COMPRESSED,)
+        else:
+            instead = PLACEHOLDER.encode() if self._redactor.enabled else None
+            body, whole, unknown = uncompress(body, grpc.encoding, self._body_limit, instead)
+            if unknown:
+                hidden = (_COMPRESSED,)
+            if not whole and message.completeness is _WHOLE:
+                end = _TRUNCATED
         body, names = self._redactor.octets(body, cut=end is not _COMPLETE)
-        return f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"', end, names
+        return f',"body":"{base64.b64encode(body).decode()}","body_encoding":"base64"', end, names + hidden
 
     def _odd_body(self, message: Message) -> tuple[str, str, str, tuple[str, ...]]:
         """Coded, chunked, not text, or cut inside a character: the body's fragment, the raw body, the completeness, names

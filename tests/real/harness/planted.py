@@ -23,6 +23,8 @@ from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 _RANDOM = random.Random(8)
 WINDOW = 9
 """Characters in a row of a secret that nobody may see: less than half of the shortest."""
+GZIP = b"\x1f\x8b\x08"
+"""How each gzip member begins (RFC 1952, section 2.3)."""
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 
 
@@ -197,11 +199,19 @@ def _http2() -> Iterator[Plant]:
 
 def _grpc() -> Iterator[Plant]:
     def plant(
-        secret: str, name: str, *more: tuple[str, str], message: str = "", status: str = "", looked: str = ""
+        secret: str,
+        name: str,
+        *more: tuple[str, str],
+        message: str = "",
+        status: str = "",
+        looked: str = "",
+        compress: Callable[[bytes], bytes] | None = None,
     ) -> Plant:
         text = message.encode()
         payload = b"\x0a" + bytes([len(text)]) + text if text else b""
-        data = b"\0" + len(payload).to_bytes(4, "big") + payload
+        if compress is not None:
+            payload = compress(payload)
+        data = bytes([compress is not None]) + len(payload).to_bytes(4, "big") + payload
         trailers = [("grpc-status", "16" if status else "0"), *([("grpc-message", status)] if status else [])]
         exchange = http2(_fields(*more, path="/pkg.Service/Call", grpc=True), data, trailers=trailers)
         return Plant("gRPC", secret, *exchange, looked_for=looked, names=(name,))
@@ -212,6 +222,11 @@ def _grpc() -> Iterator[Plant]:
     yield plant(secret, "grpc-message", status=quote(f"refused: Bearer {secret}"))
     secret = card("5425", 16)
     yield plant(secret, "card", message=f"pay by {secret}")
+    secret = jwt()
+    claims = secret.partition(".")[2]
+    yield plant(secret, "jwt", ("grpc-encoding", "gzip"), message=secret, looked=claims, compress=gzip.compress)
+    secret = word()  # in a coding that nobody knows, but us: it is left out whatever is in it
+    yield plant(secret, "compressed", ("grpc-encoding", "x-gz"), message=f"my {secret}", compress=gzip.compress)
 
 
 # ---- WebSocket ----
@@ -377,9 +392,12 @@ def look_alikes() -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def found_in(plants: tuple[Plant, ...], text: str) -> list[str]:
-    """Forms of which something is in the text; base64 bodies are looked into."""
+    """Forms of which something is in the text; base64 bodies are looked into, and what is gzip inside of them."""
     for encoded in set(_base64_bodies(text)):
-        text += "\n" + base64.b64decode(encoded).decode("latin-1")
+        body = base64.b64decode(encoded)
+        text += "\n" + body.decode("latin-1")
+        for member in body.split(GZIP)[1:]:
+            text += "\n" + zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(GZIP + member).decode("latin-1")
     return [
         f"{plant.form}: {window} of {plant.secret}" for plant in plants for window in plant.windows if window in text
     ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import asdict
 
 import pytest
 
 from netprofiler.exchange import Grpc
-from netprofiler.protocols.grpc import Call, Prefixes, begin, is_grpc, read_head, read_status, split_path
+from netprofiler.protocols.grpc import Call, Prefixes, begin, is_grpc, read_head, read_status, split_path, uncompress
 
 
-def prefixed(*messages: bytes) -> bytes:
-    return b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
+def prefixed(*messages: bytes, compressed: bool = False) -> bytes:
+    return b"".join(bytes([compressed]) + len(each).to_bytes(4, "big") + each for each in messages)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,36 @@ def test_what_is_missing_beyond_a_message_ends_the_count() -> None:
     begun = Prefixes(Grpc("", ""))
     begun.feed(b"\0\0")
     assert not begun.skip(1)
+
+
+def test_compression_is_undone_message_by_message() -> None:
+    packed = gzip.compress(b"two")
+    body = prefixed(b"one") + prefixed(packed, compressed=True) + prefixed(b"three") + b"\0\0\0"
+    expected = prefixed(b"one") + prefixed(b"two") + prefixed(b"three") + b"\0\0\0"
+    assert uncompress(body, "gzip", 4096, b"instead") == (expected, True, False)
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "snappy"])
+def test_what_cannot_be_undone_is_replaced_or_left(encoding: str) -> None:
+    body = prefixed(b"one") + prefixed(b"packed", compressed=True)
+    assert uncompress(body, encoding, 4096, b"instead") == (prefixed(b"one") + prefixed(b"instead"), True, True)
+    assert uncompress(body, encoding, 4096, None) == (body, True, False)
+
+
+def test_a_message_that_was_cut_gives_what_it_holds() -> None:
+    packed = gzip.compress(b"a" * 1000 + bytes(range(256)), 0)
+    found = uncompress(prefixed(packed, compressed=True)[:500], "gzip", 4096, b"instead")
+    assert found.body[5:405] == b"a" * 400
+    assert not found.unknown
+
+
+def test_what_becomes_larger_than_the_limit_is_cut() -> None:
+    body = prefixed(gzip.compress(b"a" * 100_000), compressed=True) * 3
+    found = uncompress(body, "gzip", 4096, b"instead")
+    assert len(found.body) < 4096 + 3 * 5
+    assert not found.whole
+
+
+def test_what_is_no_prefix_is_left_as_it_is() -> None:
+    assert uncompress(b"\x02abcdefgh", "gzip", 4096, b"instead") == (b"\x02abcdefgh", True, False)
+    assert uncompress(b"", "gzip", 4096, b"instead") == (b"", True, False)

@@ -195,6 +195,15 @@ def test_a_grpc_body_known_in_part_is_shown_as_it_is(completeness: Completeness,
     assert {key: shown[key] for key in more} == more
 
 
+def test_a_compressed_grpc_body_with_a_hole_is_not_shown() -> None:
+    """Where its messages begin is not known, so neither is what is in them."""
+    facts: Record = {"completeness": Completeness.GAP, "missing_bytes": 3, "missing_reason": "ring_full"}
+    shown = record(grpc(b"\1\0\0\0\x09\xc3", encoding="gzip", **facts))
+    assert (base64.b64decode(shown["body"]), shown["redacted"]) == (b"[redacted]", ["compressed"])
+    shown = record(grpc(b"\0\0\0\0\x09\xc3", encoding="identity", **facts))
+    assert base64.b64decode(shown["body"]) == b"\0\0\0\0\x09\xc3"
+
+
 def test_grpc_metadata_is_redacted_by_name() -> None:
     headers = ((":authority", "a"), ("authorization", "Bearer s3cret"), ("x-token-bin", "s3cret"))
     asked = grpc(b"\0\0\0\0\0", head=h2_request("POST", "/shop.Orders/Get", headers))
