@@ -8,7 +8,9 @@ from __future__ import annotations
 import calendar
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netprofiler.privileges import NEEDED
+
 Record = dict[str, Any]
 
 NETPROFILER = Path(sys.executable).with_name("netprofiler")
 ACTORS = Path(__file__).with_name("actors.py")
 BODY_LIMIT = 4096
+USER = os.environ.get("NETPROFILER_TEST_USER")
+"""As whom the agent is started, with the stated capabilities alone, ambient as systemd gives them; without it, as we are."""
 READY_SECONDS = 60.0
 """Far over the promised two seconds: how long a start takes is asserted by one test alone."""
 ARRIVAL_SECONDS = 15.0
@@ -68,6 +74,23 @@ def end_process(process: subprocess.Popen[Any]) -> None:
 # ---- the agent ----
 
 
+def give(path: Path) -> None:
+    """To USER, who is to write there."""
+    if USER is not None:
+        shutil.chown(path, USER)
+
+
+def as_user() -> list[str]:
+    """What to put before a command line so that it runs as USER."""
+    if USER is None:
+        return []
+    names = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in NEEDED)
+    return [
+        *("setpriv", f"--reuid={USER}", f"--regid={pwd.getpwnam(USER).pw_gid}", "--clear-groups"),
+        *(f"--inh-caps=-all,{names}", f"--ambient-caps=-all,{names}", f"--bounding-set=-all,{names}"),
+    ]
+
+
 class Agent:
     """One run of netprofiler with its files in a directory of its own."""
 
@@ -86,7 +109,8 @@ class Agent:
         self.log = directory / "http.log"
         self.ledger_path = directory / "ledger.json"
         self.stderr_path = directory / "stderr"
-        arguments = [*program, *verb]
+        give(directory)
+        arguments = [*as_user(), *program, *verb]
         if own_output:
             arguments += ["--output", str(self.log), "--ledger", str(self.ledger_path)]
         arguments += options
@@ -169,7 +193,7 @@ def running(directory: Path, *options: str, **more: Any) -> Iterator[Agent]:
 def run_agent(*arguments: str, seconds: float = 20.0, **more: Any) -> tuple[int, str, str]:
     """A run that ends by itself: exit status, standard output, standard error."""
     done = subprocess.run(
-        [str(NETPROFILER), *arguments],
+        [*as_user(), str(NETPROFILER), *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -10,7 +11,10 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,11 +22,13 @@ import pytest
 from tests.kernel.harness import (
     ARRIVAL_SECONDS,
     NETPROFILER,
+    READY_SECONDS,
     Agent,
     Calls,
     check_ledger,
     check_run,
     end_process,
+    give,
     run_agent,
     running,
     sides,
@@ -148,13 +154,67 @@ def test_interrupt_before_ready(tmp_path: Path) -> None:
     assert "Traceback" not in agent.stderr()
 
 
-def test_start_is_told_to_systemd(tmp_path: Path) -> None:
-    path = str(tmp_path / "notify")
+@contextmanager
+def notified(directory: Path) -> Iterator[tuple[dict[str, str], Callable[[float], list[str]]]]:
+    """What systemd does for Type=notify: an environment for the agent, and all that it has said within so many seconds."""
+    path = directory / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(path)
-        listener.settimeout(15)
-        with running(tmp_path / "agent", environment={"NOTIFY_SOCKET": path}):
-            assert b"READY=1" in listener.recv(4096)
+        listener.bind(str(path))
+        give(path)
+
+        def said(seconds: float) -> list[str]:
+            found = []
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0:
+                listener.settimeout(left)
+                with contextlib.suppress(TimeoutError):
+                    found.append(listener.recv(4096).decode())
+            return found
+
+        yield {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "30000000"}, said
+
+
+def test_systemd_is_told_that_it_is_up_lives_and_ends(tmp_path: Path) -> None:
+    with notified(tmp_path) as (environment, said):
+        with running(tmp_path / "agent", "--comm", "calls", environment=environment) as agent:
+            alive = said(1)
+            while len(alive) < 4 and time.monotonic() < agent.started + READY_SECONDS:
+                alive += said(1)
+            assert agent.end(signal.SIGTERM) == 0
+        ended = said(0.5)
+    assert alive[0] == "READY=1"
+    assert len(alive) >= 4
+    assert set(alive[1:]) == {"WATCHDOG=1"}
+    assert "STOPPING=1" in ended
+
+
+def test_systemd_hears_nothing_of_a_capture_that_hangs(tmp_path: Path, calls: Calls) -> None:
+    """Its output is a pipe that is full: records are neither read nor written, so that the watchdog is right to end it. When
+    there is room again, it goes on, and nothing was lost.
+    """
+    reader, writer = os.pipe()
+    with notified(tmp_path) as (environment, said):
+        options = ("--comm", "calls", "--ledger", str(tmp_path / "ledger"), "--output", "-")
+        with running(tmp_path / "agent", *options, environment=environment, own_output=False, stdout=writer) as agent:
+            os.close(writer)
+            assert wait_until(lambda: "WATCHDOG=1" in said(1), 15)
+            calls.run(["--requests", "100"])
+            said(3)
+            assert said(4) == []
+            text = bytearray()
+            drain = threading.Thread(target=lambda: text.extend(_all_of(reader)))
+            drain.start()
+            assert wait_until(lambda: "WATCHDOG=1" in said(1), 15)
+            assert agent.end() == 0, agent.stderr()
+            drain.join(10)
+    ledger = json.loads((tmp_path / "ledger").read_text())
+    check_ledger(ledger)
+    assert ledger["records"]["rows"]["written"] == text.count(b"\n") >= 400
+
+
+def _all_of(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        return file.read()
 
 
 # ---- the output ----

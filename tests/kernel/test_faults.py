@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.harness import Agent, Calls, Record, check_ledger, end_process, running, wait_until
+from netprofiler.sources import bpf
+from tests.kernel.harness import Agent, Calls, Record, check_ledger, end_process, give, running, wait_until
 from tests.real.harness.wire import Listener
 
 pytestmark = pytest.mark.kernel
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.kernel
 STOPPED_SECONDS = float(os.environ.get("NETPROFILER_STOPPED_SECONDS", "3"))
 """Of SIGSTOP: a minute in the nightly form (docs/reliability.md)."""
 KILLS = int(os.environ.get("NETPROFILER_KILLS", "4"))
-"""Of SIGKILL: fifty in the nightly form."""
+"""Of SIGKILL: fifty in `make soak`."""
 RECORDS_OF_AN_EXCHANGE = 4
 """Both ends are here: each writes a request and a response."""
 
@@ -96,6 +99,7 @@ def small_disk(path: Path, kibibytes: int) -> Iterator[Path]:
     """A file system of its own."""
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,mode=0700", "tmpfs", path], check=True)
+    give(path)
     try:
         yield path
     finally:
@@ -308,46 +312,72 @@ def test_a_second_agent_writes_the_same_and_not_into_the_same_file(tmp_path: Pat
         assert urls[0] == urls[1]
 
 
-def bpf_objects() -> set[str]:
-    """Programs and maps of all agents that run."""
+_BY_ID = {"prog_id": 13, "map_id": 14, "link_id": 30}
+"""Of BPF objects: the key of /proc/PID/fdinfo, and the command of bpf(2) that opens one by its id (<linux/bpf.h>)."""
+
+
+def bpf_objects(pid: int) -> set[tuple[str, int]]:
+    """Programs, maps and links that the process holds, by id."""
     found = set()
-    for directory in Path("/proc").glob("[0-9]*/fd"):
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(OSError):
-            for link in directory.iterdir():
-                with contextlib.suppress(OSError):
-                    if "bpf" in os.readlink(link):
-                        found.add(directory.parent.name)
+            for line in entry.read_text().splitlines():
+                key, _, value = line.partition(":")
+                if key in _BY_ID and (key == "link_id" or "link_type" not in entry.read_text()):
+                    found.add((key, int(value)))
     return found
 
 
-def test_killed_at_any_moment_and_started_again(tmp_path: Path) -> None:
-    """SIGKILL under load: targets go on, nothing stays in the kernel, the log is mended, and nothing is in it twice."""
+def are_gone(objects: set[tuple[str, int]]) -> bool:
+    for kind, number in objects:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(bpf._bpf(_BY_ID[kind], number.to_bytes(4, "little")))
+            return False
+    return True
+
+
+def check_kills(directory: Path, kills: int) -> None:
+    """SIGKILL under load, at any moment, the start included: targets go on, nothing stays in the kernel, the log is mended, and
+    nothing is in it twice.
+    """
     moments = random.Random(5)
+    mended = 0
     with Load() as load:
         load.begin()
-        for turn in range(KILLS):
-            agent = Agent(tmp_path, "--port", load.port)
+        for turn in range(kills):
+            agent = Agent(directory, "--port", load.port)
             try:
-                agent.wait_ready()
+                if turn % 5:
+                    agent.wait_ready()
                 time.sleep(moments.uniform(0.05, 0.8))
+                if turn % 2:
+                    agent.process.send_signal(signal.SIGSTOP)  # what it holds is then what it held when it was killed
+                held = bpf_objects(agent.pid)
                 agent.process.kill()
                 agent.process.wait(10)
-                if turn == 0:  # what a write that was interrupted leaves behind
-                    with agent.log.open("ab") as log:
-                        log.write(b'{"timestamp":"2026-11-21T04:18:24.1')
             finally:
                 agent.kill()
+            assert not turn % 5 or {kind for kind, _ in held} == set(_BY_ID), held
+            mended += "last line was not whole" in agent.stderr()
+            if turn % 3 == 0:  # what a write that was interrupted leaves behind
+                with agent.log.open("ab") as log:
+                    log.write(b'{"timestamp":"2026-11-21T04:18:24.1')
             assert load.goes_on(), "the target does not go on"
-            assert str(agent.pid) not in bpf_objects()
-        with running(tmp_path, "--port", load.port) as agent:
-            assert "last line was not whole" in (agent.stderr() if KILLS == 1 else "last line was not whole")
+            assert wait_until(functools.partial(are_gone, held), 20), "objects are left"
+        with running(directory, "--port", load.port) as agent:
+            mended += "last line was not whole" in agent.stderr()
             assert load.goes_on(100)
             load.end()
             finish(agent, lossless=True)
+    assert mended == len(range(0, kills, 3)), "each broken line is cut off by the next start"
     records = lines(agent.log)
-    keys = [(r["pid"], r["role"], r["direction"], r["connection"], r["hop"], r.get("url")) for r in records]
-    assert len(keys) == len(set(keys)), "a record is there twice"
-    assert len(records) > KILLS
+    keys = Counter((r["pid"], r["role"], r["direction"], r["connection"], r["hop"], r.get("url")) for r in records)
+    assert max(keys.values()) == 1, "a record is there twice"
+    assert len(records) > kills
+
+
+def test_killed_at_any_moment_and_started_again(tmp_path: Path) -> None:
+    check_kills(tmp_path, KILLS)
 
 
 # ---- the targets ----
