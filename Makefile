@@ -41,7 +41,7 @@ test-go-matrix: install packages-test ## every Go version that TLS is read of, i
 test-churn: install packages-test ## ten minutes of TLS programs that come and go (root)
 	@scripts/test.sh tests/real/long_churn.py $(PYTEST_ARGS)
 
-soak: install packages-test ## ten minutes of mixed load: memory, descriptors and ledger stay true (root)
+soak: install packages-test ## ten minutes of mixed load: memory, descriptors and ledger stay true; fifty agents killed (root)
 	@scripts/test.sh tests/real/long_soak.py -s $(PYTEST_ARGS)
 
 lint: install ## ruff, mypy --strict, import-linter, clang-format, gofmt, go vet

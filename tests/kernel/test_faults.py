@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from netprofiler.sources import bpf
-from tests.kernel.harness import Agent, Calls, Record, check_ledger, end_process, give, running, wait_until
+from tests.kernel.harness import Agent, Calls, Record, check_ledger, end_process, give, running, seconds_of, wait_until
 from tests.real.harness.wire import Listener
 
 pytestmark = pytest.mark.kernel
@@ -378,6 +378,81 @@ def check_kills(directory: Path, kills: int) -> None:
 
 def test_killed_at_any_moment_and_started_again(tmp_path: Path) -> None:
     check_kills(tmp_path, KILLS)
+
+
+# ---- the clock, and the kernel's maps ----
+
+
+def test_a_clock_that_is_set_is_followed(tmp_path: Path) -> None:
+    """An hour ahead, then two days back: times follow within two seconds, durations do not. A machine that was suspended is the
+    same: the monotonic clock, by which all is measured, stands still meanwhile, and the wall clock has gone on.
+    """
+    library = tmp_path / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(source)], check=True)
+    clock = tmp_path / "offset"
+    clock.write_text("0")
+    environment = {"LD_PRELOAD": str(library), "NETPROFILER_TEST_CLOCK": str(clock)}
+    offsets = (0, 3600, -172_800)
+    done = []
+    with Load() as load, running(tmp_path, "--port", load.port, environment=environment) as agent:
+        for offset in offsets:
+            clock.with_suffix(".new").write_text(str(offset * 10**9))
+            clock.with_suffix(".new").rename(clock)
+            time.sleep(3)
+            begun = time.time() + offset
+            load.exchanges(20)
+            done.append((load.done, begun, time.time() + offset))
+        finish(agent, lossless=True)
+    records = lines(agent.log)
+    assert len(records) == RECORDS_OF_AN_EXCHANGE * load.done
+    at = 0
+    for count, begun, ended in done:
+        for record in records[at : RECORDS_OF_AN_EXCHANGE * count]:
+            assert begun - 0.1 < seconds_of(record["timestamp"]) < ended + 0.1, record
+            assert 0 <= record.get("duration_ms", 0) < 10_000, record
+        at = RECORDS_OF_AN_EXCHANGE * count
+
+
+_SMALL = """
+import sys
+from netprofiler import pipeline
+from netprofiler.sources import kernel
+kernel.CONNECTIONS_MAX = kernel.PROCESSES_MAX = 256
+pipeline.CONNECTIONS_MAX = 256
+from netprofiler.cli import main
+sys.exit(main())
+"""
+
+
+def test_more_connections_than_the_maps_hold(tmp_path: Path) -> None:
+    """Each is found again at its next message, however long it was forgotten: nothing is lost, and nobody gets another's answer."""
+    connections, rounds = 400, 3
+    program = (sys.executable, "-c", _SMALL)
+    with Load() as load, contextlib.ExitStack() as opened:
+        with running(tmp_path, "--port", load.port, program=program) as agent:
+            wires = [opened.enter_context(load.listener.wire()) for _ in range(connections)]
+            for turn in range(rounds):
+                for number, wire in enumerate(wires):
+                    wire.exchange(
+                        b"GET /%d/%d HTTP/1.1\r\nHost: a\r\n\r\n" % (turn, number),
+                        b"HTTP/1.1 200 OK\r\nX-N: /%d/%d\r\nContent-Length: 2\r\n\r\nok" % (turn, number),
+                    )
+            finish(agent, lossless=True)
+    records = lines(agent.log)
+    urls = Counter(record["url"] for record in records if "url" in record)
+    answers = Counter(record["headers"]["X-N"] for record in records if "status_code" in record)
+    assert urls == answers == {f"/{turn}/{number}": 2 for turn in range(rounds) for number in range(connections)}
+    asked: dict[tuple[str, str, str], str] = {}
+    paired = 0
+    for record in records:
+        exchange = (record["connection"], record["role"], record["exchange"])  # numbered from 1 when it is found again
+        if "url" in record:
+            asked[exchange] = record["url"]
+        elif "duration_ms" in record:
+            assert asked[exchange] == record["headers"]["X-N"]
+            paired += 1
+    assert paired >= 2 * connections
 
 
 # ---- the targets ----
