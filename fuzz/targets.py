@@ -23,6 +23,7 @@ from netprofiler.counters import Counters, make_ledger
 from netprofiler.errors import CommandError
 from netprofiler.exchange import Message
 from netprofiler.pipeline import Pipeline
+from netprofiler.protocols.grpc import uncompress
 from netprofiler.protocols.http2 import PREFACE
 from netprofiler.protocols.tls_handshake import Handshake
 from netprofiler.redaction import Redactor
@@ -262,10 +263,12 @@ def redaction(data: bytes) -> None:
 
 
 def content(data: bytes) -> None:
-    """Content codings, one inside of another: never more than the limit."""
+    """Content codings, one inside of another, and those of gRPC's messages: never more than the limit."""
     codings = [name for bit, name in enumerate(("gzip", "deflate", "br", "zstd")) if data[:1] and data[0] >> bit & 1]
     decoded = decode(data[1:], tuple(codings), 1000)
     assert decoded is None or len(decoded[0]) <= 1000 or not codings
+    undone = uncompress(data[1:], codings[0] if codings else "identity", 1000, b"")
+    assert len(undone.body) <= 1000 + len(data)
 
 
 def _file(data: bytes) -> int:
