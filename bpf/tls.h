@@ -313,6 +313,10 @@ static __always_inline struct connection *remember_plaintext(const struct probe_
 								   : position_after(outside->sk, DIRECTION_RECV);
 		}
 	}
+	/* Here, before anything is counted: both directions may begin at once, in two threads. */
+	new.based = 1;
+	new.base[DIRECTION_SEND] = new.count[DIRECTION_SEND];
+	new.base[DIRECTION_RECV] = new.count[DIRECTION_RECV];
 	connections.insert(&inside, &new); /* another thread may have, meanwhile: HTTP/2's two ends speak at once */
 	return connections.lookup(&inside);
 }
@@ -381,11 +385,6 @@ static __always_inline void emit(struct pt_regs *ctx, const struct probe_hit *hi
 	if (first && plaintext->inode)
 		send_handshake_record(place.w, ledger, plaintext->inode, direction,
 				      0); /* it is read, whatever it speaks */
-	if (!connection->owner && !connection->based) {
-		connection->based = 1;
-		connection->base[direction & 1] = call->first_position;
-		connection->base[!(direction & 1)] = connection->count[!(direction & 1)];
-	}
 	begin_call(call, inside, length, direction);
 	call->kind = kind;
 	call->reason = kind == KIND_NO_BYTES ? REASON_SENDFILE : REASON_NONE;
