@@ -37,8 +37,9 @@ static __always_inline int is_new_socket(u64 inode) {
 	return begun && (u32)inode >= *begun;
 }
 
-/* Bytes read of a TCP sock, in all. What arrives meanwhile changes two counters, one after the other. */
-static __always_inline u32 count_read(void *sk) {
+/* The sequence number of the first byte that was read of a TCP sock. What arrives meanwhile changes two counters, one after the
+ * other. */
+static __always_inline u32 first_read(void *sk) {
 	u32 next = LOAD_U32(sk, OFFSET_tcp_sock__rcv_nxt), received = LOAD_U64(sk, OFFSET_tcp_sock__bytes_received);
 	u32 again = LOAD_U32(sk, OFFSET_tcp_sock__rcv_nxt);
 
@@ -46,11 +47,11 @@ static __always_inline u32 count_read(void *sk) {
 		next = again;
 		received = LOAD_U64(sk, OFFSET_tcp_sock__bytes_received);
 	}
-	return received - (next - LOAD_U32(sk, OFFSET_tcp_sock__copied_seq));
+	return next - received;
 }
 
-/* Bytes written, in all, and one for the SYN of a client; so too. */
-static __always_inline u32 count_written(void *sk) {
+/* And of the first that was written; of a client, its SYN. */
+static __always_inline u32 first_written(void *sk) {
 	u32 first = LOAD_U32(sk, OFFSET_tcp_sock__snd_una), acked = LOAD_U64(sk, OFFSET_tcp_sock__bytes_acked);
 	u32 again = LOAD_U32(sk, OFFSET_tcp_sock__snd_una);
 
@@ -58,14 +59,15 @@ static __always_inline u32 count_written(void *sk) {
 		first = again;
 		acked = LOAD_U64(sk, OFFSET_tcp_sock__bytes_acked);
 	}
-	return LOAD_U32(sk, OFFSET_tcp_sock__write_seq) - (first - acked);
+	return first - acked;
 }
 
 /* A connection that was not known. It is seen from its first byte where nothing was moved before these bytes: TCP counts;
  * of UNIX sockets the new ones are. */
 static __always_inline struct connection *remember_event(u64 inode, void *sk, u16 family, u8 direction, u32 moved) {
-	u8 role = ROLE_UNKNOWN, fresh = 0;
-	u32 read, written;
+	u8 role = ROLE_UNKNOWN, fresh = 0, tells_beginning = 0;
+	u32 read, written, first[2] = {};
+	struct connection *connection;
 
 	if (family == AF_UNIX) {
 		/* The accepted end has the listener's address. */
@@ -80,16 +82,33 @@ static __always_inline struct connection *remember_event(u64 inode, void *sk, u1
 		else if (other && !own)
 			role = ROLE_CLIENT;
 	} else if (LOAD_U16(sk, OFFSET_sock__sk_protocol) == IPPROTO_TCP) {
-		read = count_read(sk) - (direction == DIRECTION_RECV ? moved : 0);
-		written = count_written(sk) - (direction == DIRECTION_SEND ? moved : 0);
+		first[DIRECTION_RECV] = first_read(sk);
+		first[DIRECTION_SEND] = first_written(sk);
+		read = LOAD_U32(sk, OFFSET_tcp_sock__copied_seq) - first[DIRECTION_RECV];
+		written = LOAD_U32(sk, OFFSET_tcp_sock__write_seq) - first[DIRECTION_SEND];
+		if (direction == DIRECTION_RECV)
+			read -= moved;
+		else
+			written -= moved;
 		/* A FIN counts as one. */
 		fresh = read <= 1 && written <= 1;
-		if (fresh && LOAD_U8(sk, OFFSET_sock_common__skc_state) == TCP_ESTABLISHED)
+		if (fresh && LOAD_U8(sk, OFFSET_sock_common__skc_state) == TCP_ESTABLISHED) {
 			role = written ? ROLE_CLIENT : ROLE_SERVER;
+			first[DIRECTION_SEND] += written;
+			first[direction & 1] = position_after(sk, direction) - moved;
+			tells_beginning = 1;
+		}
 	} else {
 		fresh = is_new_socket(inode);
 	}
-	return remember(inode, sk, role, fresh);
+	connection = remember(inode, sk, role, fresh);
+	if (connection && tells_beginning) {
+		/* Of the other direction, some may have been moved by now, by another thread whose call is not seen yet. */
+		connection->base[DIRECTION_SEND] = first[DIRECTION_SEND];
+		connection->base[DIRECTION_RECV] = first[DIRECTION_RECV];
+		connection->based = 1;
+	}
+	return connection;
 }
 
 /* --- calls in several steps ---------------------------------------------------------------------------------------- */
@@ -379,7 +398,10 @@ int on_tcp_read(struct bpf_raw_tracepoint_args *ctx) {
 	connection = connections.lookup(&moved.inode);
 	if (!connection || connection->sk != sock) {
 		/* On a new socket everything was read by this call; else it is not known. */
-		u32 read = is_new_socket(moved.inode) ? count_read(sk) : 0;
+		u32 read = 0;
+
+		if (is_new_socket(moved.inode))
+			read = LOAD_U32(sk, OFFSET_tcp_sock__copied_seq) - first_read(sk);
 
 		connection = remember_event(moved.inode, sk, AF_INET, DIRECTION_RECV, read);
 		if (!connection)
