@@ -170,16 +170,22 @@ BPF_TABLE("array", u32, struct ledger, ledgers, CPUS *PLACES);
 /* The three programs behind sys_exit. They stand behind the probes, too: loaded again, as programs of that type, with
  * `probe_programs` in place of `programs` (sources/kernel.py), because a prog array holds one type only. */
 BPF_PROG_ARRAY(programs, 4);
-BPF_PROG_ARRAY(probe_programs, 4);
+BPF_PROG_ARRAY(probe_programs, 5);
 #define PROGRAM_DELIVER 0
 #define PROGRAM_JUDGE 1
 #define PROGRAM_LONG_CALL 2
 #define PROGRAM_TALLY 3
+#define PROGRAM_PROBE 4 /* on_probe, where each probe has a program before it (sources/uprobes.py: Jumps) */
 /* Where a call on a connection that speaks HTTP goes first. */
 #ifdef TALLY
 #define PROGRAM_HTTP PROGRAM_TALLY
 #else
 #define PROGRAM_HTTP PROGRAM_DELIVER
+#endif
+
+#ifdef NO_COOKIES
+/* Where the program before on_probe leaves what a cookie would say. */
+BPF_PERCPU_ARRAY(probe_cookie, u64, 1);
 #endif
 
 #ifdef SOCKET_EVENTS

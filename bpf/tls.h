@@ -8,7 +8,16 @@
 #ifndef NETPROFILER_TLS_H
 #define NETPROFILER_TLS_H
 
-static u64 (*get_attach_cookie)(void *) = (void *)174; /* BPF_FUNC_get_attach_cookie */
+#ifdef NO_COOKIES
+static __always_inline u64 get_attach_cookie(void *ctx) {
+	u32 zero = 0;
+	u64 *cookie = probe_cookie.lookup(&zero);
+
+	return cookie ? *cookie : 0;
+}
+#else
+static u64 (*get_attach_cookie)(void *) = (void *)174; /* BPF_FUNC_get_attach_cookie, Linux 5.15 */
+#endif
 
 #define PURPOSE_ENTER 1
 #define PURPOSE_LEAVE 2

@@ -23,12 +23,15 @@ from typing import Final
 
 from netprofiler.config import Config
 from netprofiler.errors import CommandError, ExitCode
+from netprofiler.sources.bpf import allow_locked_memory
+from netprofiler.sources.features import knows_uprobe_multi
 
 CAPABILITIES: Final = {
     "CAP_DAC_OVERRIDE": 1,
     "CAP_DAC_READ_SEARCH": 2,
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
     "CAP_SYS_NICE": 23,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
@@ -37,8 +40,11 @@ CAPABILITIES: Final = {
 """Numbers of <linux/capability.h>: those that are of use."""
 REQUIRED: Final = ("CAP_BPF", "CAP_PERFMON")
 """Without them nothing is captured."""
-NEEDED: Final = tuple(name for name in CAPABILITIES if name not in ("CAP_DAC_OVERRIDE", "CAP_NET_ADMIN"))
-"""CAP_DAC_OVERRIDE only with an output in a directory of somebody else's, where a file is made anew, or at the end;
+NEEDED: Final = tuple(
+    name for name in CAPABILITIES if name not in ("CAP_DAC_OVERRIDE", "CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+)
+"""CAP_SYS_ADMIN only where probes in TLS libraries are perf events, before Linux 6.6: CAP_PERFMON is not enough for these;
+CAP_DAC_OVERRIDE only with an output in a directory of somebody else's, where a file is made anew, or at the end;
 CAP_NET_ADMIN only where processes are chosen by their container or environment, to be told when one begins."""
 _LAST: Final = 63
 """The kernel's sets have 64 bits; those that it does not know it refuses."""
@@ -77,9 +83,12 @@ def may_capture() -> bool:
     return effective() >= set(REQUIRED)
 
 
-def confine(user: str | None, outputs: Iterable[str], *, command: bool, choosing: bool = False) -> list[str]:
+def confine(
+    user: str | None, outputs: Iterable[str], *, command: bool, choosing: bool = False, probe_events: bool = False
+) -> list[str]:
     """`user`: to become, or None; `outputs`: files that are written; `command`: a COMMAND is to run as we did; `choosing`:
-    processes are chosen by their container or environment. Returns what could not be done, a line each.
+    processes are chosen by their container or environment; `probe_events`: probes will be perf events. Returns what could
+    not be done, a line each.
     """
     if user is not None and command:
         raise CommandError("--user and a COMMAND exclude each other", ExitCode.USAGE, remedy="start COMMAND by itself")
@@ -89,6 +98,10 @@ def confine(user: str | None, outputs: Iterable[str], *, command: bool, choosing
         keep |= effective() & {"CAP_DAC_OVERRIDE"}
     if choosing:
         keep |= effective() & {"CAP_NET_ADMIN"}
+    if probe_events:
+        if "CAP_SYS_ADMIN" not in effective():
+            problems.append("TLS cannot be read: before Linux 6.6 its probes need CAP_SYS_ADMIN")
+        keep |= effective() & {"CAP_SYS_ADMIN"}
     if not command:
         for bit in range(_LAST + 1):
             if bit not in _bits(keep):
@@ -234,7 +247,11 @@ def settle(config: Config, outputs: Iterable[str], warn: Callable[[str], None]) 
     """`confine`, as a configuration asks for it."""
     choosing = any((config.opt_in, config.container, config.exclude_container, config.compose_project))
     choosing = choosing or any((config.compose_service, config.container_label))
-    for problem in confine(config.user, outputs, command=bool(config.command), choosing=choosing):
+    allow_locked_memory()  # while we may
+    probe_events = config.tls and not knows_uprobe_multi()
+    for problem in confine(
+        config.user, outputs, command=bool(config.command), choosing=choosing, probe_events=probe_events
+    ):
         warn(problem)
 
 

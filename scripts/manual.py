@@ -37,8 +37,7 @@ stream socket. The processes are not changed, restarted or proxied. Without a ve
 .B \-\-
 it starts COMMAND, watches it and its children alone, and ends with its exit status.
 .PP
-What is inside of TLS is read by probes in the TLS libraries: Go's crypto/tls, OpenSSL, BoringSSL, GnuTLS, NSS (Linux 6.6 or
-newer, x86-64).
+What is inside of TLS is read by probes in the TLS libraries: Go's crypto/tls, OpenSSL, BoringSSL, GnuTLS, NSS (x86-64).
 .B netprofiler explain
 says of a process what is read of it, and why what is not. QUIC (HTTP/3) and io_uring are not seen at all.
 """

@@ -335,9 +335,20 @@ def check_uprobe_multi(host: Host) -> Finding:
         return _unknown("attaching a probe is not allowed to this user; TLS is read by it", _AS_ROOT)
     if answer:
         return _ok("a probe with a cookie was attached to a file of our own, and taken away")
+    events = features.has_uprobe_events()
+    if events:
+        way = "perf events with cookies" if features.has_cookies() else "perf events, with a program each"
+        return Finding(
+            State.WARNING,
+            f"not in kernel {host.release} (it came with 6.6); TLS is read all the same, by {way}, one of which was attached "
+            "to a file of our own, and taken away",
+            "a file takes longer to attach and to let go, and a descriptor a probe; a capture keeps CAP_SYS_ADMIN for it",
+            "boot Linux 6.6 or newer; --no-tls does without",
+        )
     return Finding(
         State.WARNING,
-        f"not in kernel {host.release} (it came with 6.6)",
+        f"not in kernel {host.release} (it came with 6.6), and "
+        + ("perf events are not allowed to this user" if events is None else "no perf events for uprobes either"),
         "TLS is not read; its connections are counted in the row `tls`",
         "boot Linux 6.6 or newer; --no-tls does without",
     )

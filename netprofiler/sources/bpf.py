@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 import platform
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 _BPF_CALLS: Final = {"x86_64": 321, "aarch64": 280}
+_PERF_EVENT_OPEN_CALLS: Final = {"x86_64": 298, "aarch64": 241}
 
 # enum bpf_cmd, bpf_map_type, bpf_prog_type, bpf_attach_type of <linux/bpf.h>
 MAP_CREATE: Final = 0
@@ -48,6 +50,14 @@ PROG_TYPE_RAW_TRACEPOINT: Final = 17
 TRACE_UPROBE_MULTI: Final = 48
 """What programs behind probes, and those that they tail-call, have to be loaded with."""
 _UPROBE_MULTI_RETURN: Final = 1  # BPF_F_UPROBE_MULTI_RETURN
+_PERF_EVENT: Final = 41  # enum bpf_attach_type: BPF_PERF_EVENT
+
+UPROBE_EVENTS: Final = Path("/sys/bus/event_source/devices/uprobe/type")
+"""The number of this kind of perf event."""
+_UPROBE_RETURN: Final = 1  # the file format/retprobe beside it: config:0
+_PERF_ATTRIBUTES_BYTES: Final = 112  # PERF_ATTR_SIZE_VER5: which Linux 4.11 has
+_PERF_CLOEXEC: Final = 8  # PERF_FLAG_FD_CLOEXEC
+_SET_BPF: Final = 0x40042408  # PERF_EVENT_IOC_SET_BPF
 
 _LICENSE: Final = b"GPL"
 """Of every program: most helpers are for such programs only."""
@@ -311,6 +321,40 @@ def link_uprobes(
             *(count, _UPROBE_MULTI_RETURN if on_return else 0, 0),
         ),
     )
+
+
+def open_uprobe_event(path: str, offset: int, *, on_return: bool = False) -> int:
+    """A descriptor of a perf event: an instruction of the file, in every process. As long as it, or what is held to it, is open the
+    probe is there.
+    """
+    number = _PERF_EVENT_OPEN_CALLS.get(platform.machine())
+    if number is None:
+        raise OSError(errno.EPERM, "perf_event_open(2) is known for x86-64 and arm64 only")
+    path_text = ctypes.create_string_buffer(os.fsencode(path))
+    # type, size, config; period, samples, what is read, flags, wake-ups; path, offset
+    attributes = struct.pack(
+        "<IIQQQQQIIQQ",
+        *(int(UPROBE_EVENTS.read_text()), _PERF_ATTRIBUTES_BYTES, _UPROBE_RETURN if on_return else 0),
+        *(0, 0, 0, 0, 0, 0),
+        *(ctypes.addressof(path_text), offset),
+    )
+    buffer = ctypes.create_string_buffer(attributes, _PERF_ATTRIBUTES_BYTES)
+    # Of all processes; an event has to be on some CPU, but its program runs wherever the instruction does.
+    result, error = system_call(number, buffer, -1, 0, -1, _PERF_CLOEXEC)
+    if result < 0:
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+def link_event(program: int, event: int, cookie: int) -> int:
+    """A descriptor that holds the program, and the perf event, which may be closed then. Linux 5.15."""
+    # program, event, attach type, flags; cookie
+    return _bpf(LINK_CREATE, struct.pack("<IIIIQ", program, event, _PERF_EVENT, 0, cookie))
+
+
+def set_event_program(event: int, program: int) -> None:
+    """As long as the event is open; the program's descriptor may be closed."""
+    fcntl.ioctl(event, _SET_BPF, program)
 
 
 # --- objects ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,13 @@ from netprofiler.sources import bpf
 
 _IO_URING_SETUP: Final = 425  # the same number on all architectures
 
-_ASK_COOKIE: Final = b"".join(
-    struct.pack("<BBhi", code, 0, 0, immediate) for code, immediate in ((0x85, 174), (0xB7, 0), (0x95, 0))
-)
-"""call bpf_get_attach_cookie; r0 = 0; exit"""
+_NOTHING: Final = b"".join(struct.pack("<BBhi", code, 0, 0, 0) for code in (0xB7, 0x95))
+"""r0 = 0; exit"""
+_ASK_COOKIE: Final = struct.pack("<BBhi", 0x85, 0, 0, 174) + _NOTHING
+"""call bpf_get_attach_cookie; then the same"""
+
+_ASK_TASK: Final = struct.pack("<BBhi", 0x85, 0, 0, 158) + _NOTHING
+"""call bpf_get_current_task_btf; then the same"""
 
 _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES)
 
@@ -49,6 +52,54 @@ def has_uprobe_multi() -> bool | None:
             file = keep(os.memfd_create("netprofiler-probe", os.MFD_CLOEXEC))
             os.write(file, bytes(mmap.PAGESIZE))
             keep(bpf.link_uprobes(program, f"/proc/self/fd/{file}", [0], [1]))
+        except OSError as error:
+            return _answer(error)
+    return True
+
+
+def knows_uprobe_multi() -> bool:
+    """The same in 0.1 ms, without attaching: who knows it misses the file."""
+    try:
+        program = bpf.load_program(bpf.PROG_TYPE_KPROBE, _NOTHING, attach_type=bpf.TRACE_UPROBE_MULTI)
+    except OSError:
+        return False
+    try:
+        os.close(bpf.link_uprobes(program, "/proc/self/fd/none", [0], [0]))
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    finally:
+        os.close(program)
+    return False
+
+
+def has_cookies() -> bool | None:
+    """Linux 5.15 and later: a program behind a probe can ask which one it was."""
+    try:
+        os.close(bpf.load_program(bpf.PROG_TYPE_KPROBE, _ASK_COOKIE))
+    except OSError as error:
+        return _answer(error)
+    return True
+
+
+def has_current_task() -> bool | None:
+    """Linux 5.11 and later: a program can ask for its task as something whose type the verifier knows."""
+    try:
+        os.close(bpf.load_program(bpf.PROG_TYPE_RAW_TRACEPOINT, _ASK_TASK))
+    except OSError as error:
+        return _answer(error)
+    return True
+
+
+def has_uprobe_events() -> bool | None:
+    """Probes in user programs one by one: perf events (CONFIG_UPROBE_EVENTS). One is put into a file of our own, which nobody
+    runs.
+    """
+    with contextlib.ExitStack() as opened:
+        file = os.memfd_create("netprofiler-probe", os.MFD_CLOEXEC)
+        opened.callback(os.close, file)
+        os.write(file, bytes(mmap.PAGESIZE))
+        try:
+            os.close(bpf.open_uprobe_event(f"/proc/self/fd/{file}", 0))
         except OSError as error:
             return _answer(error)
     return True

@@ -32,12 +32,21 @@ from netprofiler.connection import Command, GiveBack, Ignore, Keep
 from netprofiler.counters import KERNEL_ROWS, Row
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.privileges import may_capture
-from netprofiler.sources import bpf
+from netprofiler.sources import bpf, features
 from netprofiler.sources.btf import KernelTypes
 from netprofiler.sources.compiler import ObjectCache, cache_directory, compile_object, object_key
 from netprofiler.sources.probes import Finding, Layout
 from netprofiler.sources.tallies import BUCKETS, Asker, Tallies, Tally
-from netprofiler.sources.uprobes import AttachError, UprobeLink, attach_probes
+from netprofiler.sources.uprobes import (
+    AttachError,
+    Jumps,
+    Link,
+    Way,
+    attach_jumps,
+    attach_probes,
+    close_links,
+    find_way,
+)
 
 RING_BYTES: Final = 16 * 1024 * 1024
 """Half a second of a server at 40,000 exchanges/s, or some 15 ms of large bodies at memory speed. It counts as resident
@@ -100,6 +109,8 @@ CONTROL_SKIP: Final = (2, 4)
 CONTROL_TALLY: Final = 8
 
 PROBE: Final = "on_probe"
+PROBE_INDEX: Final = 4
+"""bpf/maps.h: PROGRAM_PROBE."""
 
 AGENT_PID_MARKER: Final = 0x4E504944
 """What the programs are compiled with as AGENT_PID; the pid takes its place when they are loaded. No pid is so large (PID_MAX_LIMIT
@@ -120,13 +131,14 @@ FUNCTION_MARKER: Final = 0x4E504346
 VARIANTS: Final = (
     ("-DSOCKET_EVENTS", "-DDIRECT_READS", "-DRING_QUERY"),
     ("-DDIRECT_READS", "-DRING_QUERY"),
+    ("-DRING_QUERY",),
     (),
 )
-"""Ways to compile, best first. The first is for Linux 6.3 and later; a kernel before 5.11 has not the helper for the second, and
-another BCC may number its maps otherwise."""
+"""Ways to compile, best first. The first is for Linux 6.3 and later; a kernel before 5.11 has not the helper for the second; another
+BCC may number its maps otherwise, and then it is the last."""
 SOCKET_EVENTS: Final = 0
 DIRECT_READS: Final = 1
-PLAIN: Final = 2
+COPIED_READS: Final = 2
 
 # Keys and values of maps, as bpf/maps.h has them.
 U64_MASK: Final = (1 << 64) - 1
@@ -211,7 +223,7 @@ _TLS_COUNTERS: Final = struct.Struct(f"<{len(FOUND_NAMES)}QQQQ")
 class FileProbes:
     """The probes in one file; `close()` takes them away."""
 
-    def __init__(self, links: list[UprobeLink], layout: int, give_back: Callable[[int], None]) -> None:
+    def __init__(self, links: list[Link], layout: int, give_back: Callable[[int], None]) -> None:
         self._links = links
         self._layout = layout
         self._give_back = give_back
@@ -219,8 +231,7 @@ class FileProbes:
 
     def close(self) -> None:
         if self._links:
-            for link in self._links:
-                link.close()
+            close_links(self._links)
             self._links = []
             self._give_back(self._layout)
 
@@ -323,6 +334,11 @@ class KernelSource:
         cached: bool = True,
     ) -> None:
         check_host()
+        bpf.allow_locked_memory()
+        if features.has_ring_buffer() is False:
+            raise CommandError(
+                f"kernel {platform.release()} has no BPF ring buffer", ExitCode.HOST, remedy="boot Linux 5.10 or newer"
+            )
         directory = find_bpf()
         text = assemble(directory, tls=tls)
         with KernelTypes() as types:
@@ -357,10 +373,13 @@ class KernelSource:
         flags += _filter_flags(filters)
         self._filters = filters
         self._tls = tls
+        self._way = find_way() if tls else Way.MULTI
+        if self._way is Way.JUMPS:
+            flags.append("-DNO_COOKIES")
         self._follows_forks = bool(filters.pids or filters.exclude_pids)
         self._links: dict[bytes, int] = {}
-        bpf.allow_locked_memory()
-        variants = range(variant if has_socket_events else max(variant, DIRECT_READS), len(VARIANTS))
+        best = SOCKET_EVENTS if has_socket_events else DIRECT_READS if features.has_current_task() else COPIED_READS
+        variants = range(max(variant, best), len(VARIANTS))
         attempts: list[tuple[int, tuple[str, ...]]] = [(number, VARIANTS[number]) for number in variants]
         if tally and attempts[0][0] == SOCKET_EVENTS and None not in self._functions:
             attempts.insert(
@@ -382,6 +401,9 @@ class KernelSource:
             for index, name in enumerate((*TAIL_CALLED, TALLY) if self.tallies else TAIL_CALLED):
                 descriptor = self._loaded.programs[program_type, name]
                 self._maps[array].update(_U32.pack(index), _U32.pack(descriptor))
+        if self._way is Way.JUMPS:
+            descriptor = self._loaded.programs[bpf.PROG_TYPE_KPROBE, PROBE]
+            self._maps["probe_programs"].update(_U32.pack(PROBE_INDEX), _U32.pack(descriptor))
         self._set_filters(filters)
         self._map_rings()
         self._free_layouts = list(range(LAYOUTS_MAX - 1, -1, -1))
@@ -429,8 +451,9 @@ class KernelSource:
         wanted = [bpf.Wanted(name, bpf.PROG_TYPE_RAW_TRACEPOINT) for name in behind_tracepoints]
         if self._tls:
             # What these call is loaded again, as programs for probes: what they call next is in another prog array.
+            attach_type = bpf.TRACE_UPROBE_MULTI if self._way is Way.MULTI else 0
             wanted += [
-                bpf.Wanted(name, bpf.PROG_TYPE_KPROBE, bpf.TRACE_UPROBE_MULTI, {"programs": "probe_programs"})
+                bpf.Wanted(name, bpf.PROG_TYPE_KPROBE, attach_type, {"programs": "probe_programs"})
                 for name in (PROBE, *tail_called)
             ]
         try:
@@ -510,14 +533,20 @@ class KernelSource:
         key, layout = _U32.pack(index), (finding.layout or Layout(finding.library)).pack()
         self._maps["tls_layouts"].update(key, layout)
         try:
-            program = self._loaded.programs[bpf.PROG_TYPE_KPROBE, PROBE]
-            links = attach_probes({False: program, True: program}, path, finding.probes, index)
+            links = self._attach_probes(path, finding, index)
         except AttachError:
             self._free_layouts.append(index)
             raise
         # What begins from now on is seen from its beginning.
         self._maps["tls_layouts"].update(key, layout[: -_U64.size] + _U64.pack(monotonic_ns()))
         return FileProbes(links, index, self._free_layouts.append)
+
+    def _attach_probes(self, path: str, finding: Finding, layout: int) -> list[Link]:
+        if self._way is Way.JUMPS:
+            cookies, programs = (self._maps[name].descriptor for name in ("probe_cookie", "probe_programs"))
+            return attach_jumps(Jumps(cookies, programs, PROBE_INDEX), path, finding.probes, layout)
+        program = self._loaded.programs[bpf.PROG_TYPE_KPROBE, PROBE]
+        return attach_probes({False: program, True: program}, path, finding.probes, layout, self._way)
 
     def forget_file(self, device: int, inode: int) -> None:
         """The next mapping of this file is told again."""

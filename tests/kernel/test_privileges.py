@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from netprofiler.privileges import CAPABILITIES, NEEDED
+from netprofiler.sources.features import knows_uprobe_multi
 from tests.kernel.harness import Agent, Calls, check_ledger, running, wait_until
 
 pytestmark = pytest.mark.kernel
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 PYTHON = "/usr/bin/python3"
 """One that anybody can execute; the environment's may be in root's home directory."""
-STATED = sum(1 << CAPABILITIES[name] for name in NEEDED)
+STATED = sum(1 << CAPABILITIES[name] for name in (*NEEDED, *(() if knows_uprobe_multi() else ("CAP_SYS_ADMIN",))))
 
 
 def threads(pid: int) -> Iterator[dict[str, str]]:

@@ -28,6 +28,7 @@ from netprofiler.sources.mapped_files import key_of, parse_maps, read_maps
 from netprofiler.sources.probes import Analysis, Call, Finding, Layout, Library, Probe, Purpose
 from netprofiler.sources.uprobes import (
     AttachError,
+    Link,
     UprobeLink,
     attach_probes,
     close_links,
@@ -273,7 +274,7 @@ def test_what_holds_the_probes_is_killed(binary: Path, counter: Counter) -> None
 
 
 class Links:
-    def __init__(self, links: list[UprobeLink]) -> None:
+    def __init__(self, links: list[Link]) -> None:
         self._links = links
 
     def close(self) -> None:

@@ -57,6 +57,21 @@ except PermissionError:
 
 
 @AS_ROOT
+def test_where_probes_are_perf_events_one_more_is_kept_or_missed() -> None:
+    out = run("""
+from netprofiler import privileges
+had = privileges.effective() & {*privileges.NEEDED, "CAP_SYS_ADMIN"}
+assert "CAP_SYS_ADMIN" in had
+assert not privileges.confine(None, [], command=False, probe_events=True)
+assert privileges.effective() == had
+assert not privileges.confine(None, [], command=False)
+assert privileges.effective() == had - {"CAP_SYS_ADMIN"}
+print(*privileges.confine(None, [], command=False, probe_events=True))
+""")
+    assert out == "TLS cannot be read: before Linux 6.6 its probes need CAP_SYS_ADMIN"
+
+
+@AS_ROOT
 def test_another_user_has_the_capabilities_and_no_more() -> None:
     out = run("""
 from netprofiler import privileges

@@ -182,6 +182,27 @@ def test_uprobe_multi(host: Host, monkeypatch: pytest.MonkeyPatch, answer: bool 
     assert doctor.check_uprobe_multi(host).state is state
 
 
+@pytest.mark.parametrize(
+    ("events", "cookies", "text", "cost"),
+    [
+        (True, True, "by perf events with cookies", "CAP_SYS_ADMIN"),
+        (True, False, "by perf events, with a program each", "CAP_SYS_ADMIN"),
+        (False, False, "no perf events for uprobes either", "TLS is not read"),
+        (None, True, "perf events are not allowed to this user", "TLS is not read"),
+    ],
+)
+def test_without_uprobe_multi(
+    host: Host, monkeypatch: pytest.MonkeyPatch, events: bool | None, cookies: bool, text: str, cost: str
+) -> None:
+    monkeypatch.setattr(features, "has_uprobe_multi", lambda: False)
+    monkeypatch.setattr(features, "has_uprobe_events", lambda: events)
+    monkeypatch.setattr(features, "has_cookies", lambda: cookies)
+    finding = doctor.check_uprobe_multi(host)
+    assert finding.state is State.WARNING
+    assert text in finding.text
+    assert cost in (finding.cost or "")
+
+
 OPENSSL = Analysis("", (ProbeFinding(Library.OPENSSL, "3.0.17", (Probe(1, Purpose.FREE), Probe(2, Purpose.FREE))),))
 STRIPPED = Analysis("", (ProbeFinding(Library.BORINGSSL, problem="no names"),))
 

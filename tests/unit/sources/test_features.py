@@ -11,7 +11,15 @@ import pytest
 
 from netprofiler.sources import bpf, features
 
-QUESTIONS = (features.has_ring_buffer, features.has_uprobe_multi, features.has_io_uring)
+QUESTIONS = (
+    features.has_ring_buffer,
+    features.has_uprobe_multi,
+    features.knows_uprobe_multi,
+    features.has_cookies,
+    features.has_current_task,
+    features.has_uprobe_events,
+    features.has_io_uring,
+)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -29,6 +37,8 @@ def test_what_a_failure_means(monkeypatch: pytest.MonkeyPatch, error: int, answe
     monkeypatch.setattr(bpf, "system_call", lambda *_: (-1, error))
     assert features.has_ring_buffer() is answer
     assert features.has_uprobe_multi() is answer
+    assert features.has_cookies() is answer
+    assert features.has_current_task() is answer
 
 
 @pytest.mark.parametrize(
@@ -61,6 +71,27 @@ def test_as_root_the_ring_buffer_is_there() -> None:
 
 
 @pytest.mark.kernel
-def test_as_root_uprobe_multi_agrees_with_the_kernels_age() -> None:
+@pytest.mark.parametrize(
+    ("question", "since"),
+    [
+        (features.has_uprobe_multi, (6, 6)),
+        (features.knows_uprobe_multi, (6, 6)),
+        (features.has_cookies, (5, 15)),
+        (features.has_current_task, (5, 11)),
+        (features.has_uprobe_events, (4, 17)),
+    ],
+)
+def test_as_root_answers_agree_with_the_kernels_age(
+    question: Callable[[], bool | None], since: tuple[int, int]
+) -> None:
     version = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
-    assert features.has_uprobe_multi() is (version >= (6, 6))
+    assert question() is (version >= since)
+
+
+@pytest.mark.parametrize(("error", "answer"), [(errno.ENOENT, True), (errno.EINVAL, False), (errno.EPERM, False)])
+def test_who_knows_uprobe_multi_misses_the_file(monkeypatch: pytest.MonkeyPatch, error: int, answer: bool) -> None:
+    def call(_number: int, command: int, *_rest: object) -> tuple[int, int]:
+        return (-1, error) if command == bpf.LINK_CREATE else (os.open("/dev/null", os.O_RDONLY), 0)
+
+    monkeypatch.setattr(bpf, "system_call", call)
+    assert features.knows_uprobe_multi() is answer

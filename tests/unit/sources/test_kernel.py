@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from netprofiler import counters, wire
-from netprofiler.errors import CommandError
-from netprofiler.sources import bpf, kernel
+from netprofiler.errors import CommandError, ExitCode
+from netprofiler.sources import bpf, features, kernel
 from netprofiler.sources.compiler import ObjectCache
 from netprofiler.sources.kernel import Filters, KernelSource
+from netprofiler.sources.uprobes import Way
 
 BPF = kernel.find_bpf()
 
@@ -107,7 +108,7 @@ class Kernel:
 
     def compile_object(self, _text: str, flags: Sequence[str], _bpf: Path, variant: int) -> bpf.Object:
         assert ("-DSOCKET_EVENTS" in flags) is (variant == kernel.SOCKET_EVENTS)
-        assert ("-DDIRECT_READS" in flags) is (variant != kernel.PLAIN)
+        assert ("-DDIRECT_READS" in flags) is (variant < kernel.COPIED_READS)
         self.compiled.append(variant)
         return bpf.Object((), {"on_sys_exit": MARKED, "on_probe": MARKED}, variant)
 
@@ -121,7 +122,7 @@ class Kernel:
         """What is loaded at last; what was compiled, and what was tried, on the way."""
         self.compiled, self.loaded = [], []
         source = KernelSource.__new__(KernelSource)
-        source._follows_forks, source._tls, source._functions = False, True, [1]
+        source._follows_forks, source._tls, source._functions, source._way = False, True, [1], Way.MULTI
         attempts = list(enumerate(kernel.VARIANTS))[variant:]
         loaded = source._compile_and_load("text", [], BPF, attempts, cached=cached)
         return loaded, self.compiled, self.loaded
@@ -155,7 +156,7 @@ def test_what_was_kept_and_is_refused_now_is_compiled_anew(cache: Path, monkeypa
 
 def test_what_no_kernel_takes_is_an_error_and_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match="the kernel refused the program: on_exec: Invalid argument: unknown func"):
-        Kernel(monkeypatch, refused={0, 1, 2}).start()
+        Kernel(monkeypatch, refused=set(range(len(kernel.VARIANTS)))).start()
     assert not cache.exists()
 
 
@@ -214,3 +215,12 @@ def test_a_missing_source_tree_is_said_with_its_remedy(tmp_path: Path, monkeypat
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "netprofiler" / "sources" / "kernel.py"))
     with pytest.raises(CommandError, match="install netprofiler again"):
         kernel.find_bpf()
+
+
+def test_a_kernel_without_ring_buffer_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "check_host", lambda: None)
+    monkeypatch.setattr(features, "has_ring_buffer", lambda: False)
+    with pytest.raises(CommandError, match="has no BPF ring buffer") as raised:
+        KernelSource(kernel.Filters())
+    assert raised.value.exit_code == ExitCode.HOST
+    assert raised.value.remedy == "boot Linux 5.10 or newer"
