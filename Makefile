@@ -3,9 +3,10 @@
 PREFIX ?= /usr/local
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 60
+KERNELS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages packages-test demo test test-unit test-kernel test-real test-go-matrix test-churn soak lint format fuzz bench lock clean
+.PHONY: help install packages packages-kernels packages-test demo test test-unit test-kernel test-kernels test-real test-go-matrix test-churn soak lint format fuzz bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -20,6 +21,9 @@ packages:
 packages-test:
 	@scripts/debian.sh scripts/debian-packages-run.txt scripts/debian-packages-test.txt
 
+packages-kernels:
+	@scripts/debian.sh scripts/debian-packages-run.txt scripts/debian-packages-kernels.txt
+
 demo: install packages ## a Go service, traffic in plaintext and over TLS, and netprofiler watching both; shows records and the ledger
 	@PATH="$$(scripts/go.sh):$$PATH" GOTOOLCHAIN=local .venv/bin/python scripts/demo.py
 
@@ -31,6 +35,9 @@ test-unit: install ## the tests that need neither root nor a kernel: unit, prope
 
 test-kernel: install packages-test ## the tests against this kernel (root)
 	@scripts/test.sh tests/kernel $(PYTEST_ARGS)
+
+test-kernels: install packages-kernels ## the tests on the kernels that Debian ships, in virtual machines (root; KERNELS=, minutes each, gigabytes)
+	@PATH="$$(scripts/go.sh):$$PATH" GOTOOLCHAIN=local .venv/bin/python scripts/kernels.py $(KERNELS)
 
 test-real: install packages-test ## the tests against real servers and clients (root)
 	@scripts/test.sh tests/real $(PYTEST_ARGS)

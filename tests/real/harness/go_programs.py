@@ -55,7 +55,6 @@ def goroot(version: str) -> Path:
 
 def build(version: str, mode: str, package: str = ".") -> Path:
     """`go_tls` as that version builds it in that mode."""
-    root = goroot(version)
     directory = SOURCE / package
     source = b"".join(path.read_bytes() for path in sorted(directory.glob("*.*")))
     name = f"{directory.name}-{version}-{mode}-{hashlib.sha256(source + repr(MODES[mode]).encode()).hexdigest()[:12]}"
@@ -66,7 +65,7 @@ def build(version: str, mode: str, package: str = ".") -> Path:
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not binary.exists():  # nor has another process built it meanwhile
-            _build(root, directory, binary, version, mode, package)
+            _build(goroot(version), directory, binary, version, mode, package)
     return binary
 
 
