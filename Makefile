@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 KERNELS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install packages packages-kernels packages-test demo test test-unit test-kernel test-kernels test-real test-go-matrix test-churn soak lint format fuzz bench lock clean
+.PHONY: help install packages packages-kernels packages-test demo test test-unit test-kernel test-kernels test-user test-real test-go-matrix test-churn soak lint format fuzz bench lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -38,6 +38,9 @@ test-kernel: install packages-test ## the tests against this kernel (root)
 
 test-kernels: install packages-kernels ## the tests on the kernels that Debian ships, in virtual machines (root; KERNELS=, minutes each, gigabytes)
 	@PATH="$$(scripts/go.sh):$$PATH" GOTOOLCHAIN=local .venv/bin/python scripts/kernels.py $(KERNELS)
+
+test-user: install packages-test ## the tests against this kernel, the agent as nobody with the capabilities that it needs alone (root)
+	@NETPROFILER_TEST_USER=nobody scripts/test.sh tests/kernel $(PYTEST_ARGS)
 
 test-real: install packages-test ## the tests against real servers and clients (root)
 	@scripts/test.sh tests/real $(PYTEST_ARGS)

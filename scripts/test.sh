@@ -15,7 +15,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo --preserve-env=NETPROFILER_REQUIRE_KERNEL,CI,GOTOOLCHAIN env "PATH=$PATH" "$@"
+        sudo --preserve-env=NETPROFILER_REQUIRE_KERNEL,NETPROFILER_TEST_USER,CI,GOTOOLCHAIN env "PATH=$PATH" "$@"
     else
         echo "test: the kernel part needs root, and there is no sudo here: run make test as root" >&2
         return 1

@@ -86,8 +86,24 @@ class Host:
     release: str = field(default_factory=platform.release)
 
     @property
-    def is_root(self) -> bool:
-        return self.user == 0
+    def capabilities(self) -> int | None:
+        """Bits of what this process may do; None: not told."""
+        match = re.search(r"^CapEff:\s*([0-9a-f]+)", self.read("proc/self/status") or "", re.MULTILINE)
+        return int(match[1], 16) if match else None
+
+    def _may(self, *names: str) -> bool:
+        held = self.capabilities or 0
+        return self.user == 0 or all(held >> _CAPABILITIES[name] & 1 for name in names)
+
+    @property
+    def may_capture(self) -> bool:
+        """As root, or as the user of a service that was given what it takes (packaging/netprofiler.service)."""
+        return self._may("CAP_BPF", "CAP_PERFMON")
+
+    @property
+    def sees_others(self) -> bool:
+        """What other users' processes have opened and mapped."""
+        return self._may("CAP_SYS_PTRACE")
 
     @property
     def version(self) -> tuple[int, int]:
@@ -134,19 +150,20 @@ def check_kernel(host: Host) -> Finding:
 
 def check_root(host: Host) -> Finding:
     """Who we are."""
-    if host.is_root:
+    if host.user == 0:
         return _ok("root")
+    if host.may_capture:
+        return _ok(f"user {host.user}, with capabilities")
     return Finding(State.MISSING, f"user {host.user}, not root", "nothing can be captured", "run netprofiler with sudo")
 
 
 def check_capabilities(host: Host) -> Finding:
     """What root may do here: in a container it is less."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", host.read("proc/self/status") or "", re.MULTILINE)
-    if match is None:
+    effective = host.capabilities
+    if effective is None:
         return _unknown("/proc/self/status tells nothing of capabilities")
-    if not host.is_root:
+    if not host.may_capture:
         return _unknown("an ordinary user has none; what root has here can only root see", _AS_ROOT)
-    effective = int(match[1], 16)
     held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
     lacking = [name for name in _CAPABILITIES if name not in held]
     text = f"effective: {', '.join(held) or 'none that matters here'}"
@@ -272,7 +289,7 @@ def check_ring_buffer(host: Host) -> Finding:
 
 def check_program(host: Host) -> Finding:
     """Everything that `run` does up to attaching, with all programs that there are."""
-    if not host.is_root:
+    if not host.may_capture:
         return _unknown("loading a program needs root", _AS_ROOT)
     try:
         source = KernelSource(Filters(pids=(os.getpid(),)), cached=False)
@@ -381,7 +398,7 @@ def check_tls_libraries(host: Host) -> Finding:
 
 def check_blind_tls(host: Host) -> Finding:
     """Processes with TLS in them that netprofiler cannot read. Looks for BLIND_SECONDS, executables first."""
-    if not host.is_root:
+    if not host.sees_others:
         return _unknown("what other processes run needs root", _AS_ROOT)
     blind, unseen = _blind_processes(host)
     late = f"; {unseen} files were not looked into within {BLIND_SECONDS:g} s" if unseen else ""
@@ -436,7 +453,7 @@ def check_io_uring(host: Host) -> Finding:
             "what these send and receive through it is no system call: it is counted (Linux 6.3 and later), and not read",
             "explain PID says so of each; io_uring can be switched off: sysctl kernel.io_uring_disabled=2",
         )
-    if not host.is_root:
+    if not host.sees_others:
         return _unknown(
             "programs may use it, and what goes through it is not read; who does can only root see", _AS_ROOT
         )
@@ -445,7 +462,7 @@ def check_io_uring(host: Host) -> Finding:
 
 def check_other_agents(host: Host) -> Finding:
     """Whoever else has a program at the same place."""
-    if not host.is_root:
+    if not host.sees_others:
         return _unknown("other processes' descriptors need root", _AS_ROOT)
     others = _holders(host, "sys_exit")
     if not others:

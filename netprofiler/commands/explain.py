@@ -20,6 +20,7 @@ from netprofiler.counters import LEDGER_ROWS, Counters, make_ledger
 from netprofiler.errors import CommandError, ExitCode
 from netprofiler.exchange import WebSocket
 from netprofiler.pipeline import Pipeline
+from netprofiler.privileges import effective
 from netprofiler.sources.analysis import analyse
 from netprofiler.sources.binaries import UNREADABLE, Program, mapped_files, read_program
 from netprofiler.sources.discovery import Discovery, FileFacts, State
@@ -533,8 +534,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Runs the verb; returns its exit status."""
     pid, seconds = _pid(arguments.pid), _seconds(arguments.seconds)
-    if os.geteuid() != 0:
-        raise CommandError("explaining a process needs root", ExitCode.HOST, remedy="run it with sudo")
+    if os.geteuid() != 0 and "CAP_SYS_PTRACE" not in effective():
+        raise CommandError("explaining a process needs root (CAP_SYS_PTRACE)", ExitCode.HOST, remedy="run it with sudo")
     if seconds:
         check_host()
     explanation = explain(pid)

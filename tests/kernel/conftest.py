@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import Agent, Calls, check_ledger, running
+from tests.kernel.harness import USER, Agent, Calls, check_ledger, give, running
 
 SOURCE = Path(__file__).with_name("calls.c")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_for_user() -> Iterator[None]:
+    """Where USER's agents keep what they compile: it would take a second or more for each of them."""
+    if USER is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="np-") as name, pytest.MonkeyPatch.context() as patch:
+        give(Path(name))
+        patch.setenv("CACHE_DIRECTORY", name)
+        yield
+
+
 @pytest.fixture(scope="session")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
-    """The C client and server."""
-    binary = tmp_path_factory.mktemp("calls") / "calls"
-    subprocess.run(
-        ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(binary), str(SOURCE)],
-        check=True,
-        timeout=60,
-    )
-    return Calls(binary)
+def calls() -> Iterator[Calls]:
+    """The C client and server; any user may execute them, so not in a directory of pytest's."""
+    with tempfile.TemporaryDirectory(prefix="np-") as name:
+        Path(name).chmod(0o755)
+        binary = Path(name) / "calls"
+        subprocess.run(
+            ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(binary), str(SOURCE)],
+            check=True,
+            timeout=60,
+        )
+        yield Calls(binary)
 
 
 @pytest.fixture(scope="module")

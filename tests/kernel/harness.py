@@ -104,13 +104,14 @@ class Agent:
         own_output: bool = True,
         environment: dict[str, str] | None = None,
         program: Sequence[str] = (str(NETPROFILER),),
+        as_root: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "http.log"
         self.ledger_path = directory / "ledger.json"
         self.stderr_path = directory / "stderr"
         give(directory)
-        arguments = [*as_user(), *program, *verb]
+        arguments = [*([] if as_root else as_user()), *program, *verb]
         if own_output:
             arguments += ["--output", str(self.log), "--ledger", str(self.ledger_path)]
         arguments += options

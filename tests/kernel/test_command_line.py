@@ -193,6 +193,7 @@ def test_systemd_hears_nothing_of_a_capture_that_hangs(tmp_path: Path, calls: Ca
     there is room again, it goes on, and nothing was lost.
     """
     reader, writer = os.pipe()
+    give(tmp_path)
     with notified(tmp_path) as (environment, said):
         options = ("--comm", "calls", "--ledger", str(tmp_path / "ledger"), "--output", "-")
         with running(tmp_path / "agent", *options, environment=environment, own_output=False, stdout=writer) as agent:

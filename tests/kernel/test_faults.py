@@ -179,6 +179,7 @@ def test_an_output_with_errors_is_survived(tmp_path: Path) -> None:
     """EIO: a terminal that has hung up."""
     leader, follower = os.openpty()
     name = os.ttyname(follower)
+    give(Path(name))
     with Load() as load:
         options = ("--output", name, "--ledger", str(tmp_path / "ledger.json"), "--port", load.port)
         with running(tmp_path, *options, own_output=False) as agent:

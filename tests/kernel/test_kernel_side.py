@@ -40,7 +40,7 @@ from netprofiler.sources.kernel import (
     find_bpf,
 )
 from netprofiler.sources.probes import Layout, Library
-from tests.kernel.harness import Agent, Calls, running, wait_until
+from tests.kernel.harness import Agent, Calls, give, running, wait_until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.loads_bcc]
 
@@ -245,6 +245,7 @@ ask("/last", b"last")
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the agents that a test starts keep what they compile."""
+    give(tmp_path)
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -337,6 +338,8 @@ def test_a_damaged_object_is_compiled_anew(tmp_path: Path, cache: Path, calls: C
     (kept,) = cache.iterdir()
     content = kept.read_bytes()
     kept.write_bytes(content[:-100])
+    give(cache)
+    give(kept)
     with running(tmp_path / "agent") as agent:
         assert "libbcc" in mapped_files(agent)
         exchange(calls, agent)

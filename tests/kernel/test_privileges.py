@@ -71,7 +71,7 @@ def test_a_command_is_all_that_root_is(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print(open('/proc/self/status').read())"]
     out = tmp_path / "out"
     with out.open("wb") as stdout:
-        agent = Agent(tmp_path, command=command, stdout=stdout.fileno())
+        agent = Agent(tmp_path, command=command, stdout=stdout.fileno(), as_root=True)
         try:
             assert agent.process.wait(30) == 0, agent.stderr()
         finally:
@@ -136,7 +136,7 @@ def test_an_ordinary_user_with_these_capabilities_captures_all(
 def test_root_becomes_another_user(open_directory: Path, calls: Calls) -> None:
     log = open_directory / "http.log"
     options = ("--user", "nobody", "--output", str(log), "--ledger", str(open_directory / "ledger.json"))
-    with running(open_directory, *options, own_output=False) as agent:
+    with running(open_directory, *options, own_output=False, as_root=True) as agent:
         check_confined(agent.pid)
         assert next(threads(agent.pid))["Uid"].split() == [str(NOBODY)] * 4
         run = calls.run(["--target", "/becomes", "--requests", "3"])

@@ -28,6 +28,7 @@ from tests.kernel.harness import (
     check_ledger,
     check_run,
     end_process,
+    give,
     missing_body,
     sides,
     wait_until,
@@ -87,6 +88,7 @@ def taken(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
             text=True,
         )
         stack.callback(end_process, tcpdump)
+        give(directory)
         live = Agent(directory / "live", "--port", str(port))
         stack.callback(live.kill)
         recorder = Agent(directory / "record", str(directory / "recording"), verb=["record"], own_output=False)

@@ -77,9 +77,23 @@ def test_kernel(host: Host, release: str, state: State) -> None:
     assert release in finding.text
 
 
+def ordinary(host: Host) -> Host:
+    """As somebody who may do nothing."""
+    write(host.root, "proc/self/status", "CapEff:\t0000000000000000\n")
+    return replace(host, user=1000)
+
+
+def test_a_user_with_the_capabilities_may_what_root_may(host: Host) -> None:
+    write(host.root, "proc/self/status", f"CapEff:\t{1 << 38 | 1 << 39 | 1 << 19:016x}\n")
+    user = replace(host, user=1000)
+    assert doctor.check_root(user).state is State.OK
+    assert doctor.check_capabilities(user).state is State.OK
+    assert doctor.check_other_agents(user).state is State.OK
+
+
 def test_root(host: Host) -> None:
     assert doctor.check_root(host).state is State.OK
-    finding = doctor.check_root(replace(host, user=1000))
+    finding = doctor.check_root(ordinary(host))
     assert finding.state is State.MISSING
     assert "sudo" in (finding.remedy or "")
 
@@ -105,7 +119,7 @@ def test_capabilities(host: Host, effective: int, state: State, lacking: str | N
 
 
 def test_capabilities_of_a_user_are_not_looked_at(host: Host) -> None:
-    assert doctor.check_capabilities(replace(host, user=1000)).state is State.UNKNOWN
+    assert doctor.check_capabilities(ordinary(host)).state is State.UNKNOWN
     (host.root / "proc/self/status").unlink()
     assert doctor.check_capabilities(host).state is State.UNKNOWN
 
@@ -267,7 +281,7 @@ def test_blind_tls(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "explain" in (finding.remedy or "")
     monkeypatch.setattr(doctor, "BLIND_SECONDS", -1.0)
     assert doctor.check_blind_tls(host).text.endswith("5 files were not looked into within -1 s")
-    assert doctor.check_blind_tls(replace(host, user=1000)).state is State.UNKNOWN
+    assert doctor.check_blind_tls(ordinary(host)).state is State.UNKNOWN
 
 
 def test_a_program_that_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +293,7 @@ def test_a_program_that_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) 
     finding = doctor.check_program(host)
     assert finding.state is State.MISSING
     assert finding.text == "the kernel refused it: R1 invalid"
-    assert doctor.check_program(replace(host, user=1000)).state is State.UNKNOWN
+    assert doctor.check_program(ordinary(host)).state is State.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -301,7 +315,7 @@ def test_io_uring(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not there" in doctor.check_io_uring(host).text
     monkeypatch.setattr(features, "has_io_uring", lambda: True)
     assert "nobody does now" in doctor.check_io_uring(host).text
-    assert doctor.check_io_uring(replace(host, user=1000)).state is State.UNKNOWN
+    assert doctor.check_io_uring(ordinary(host)).state is State.UNKNOWN
     add_process(host, 123, "tokio", "anon_inode:[io_uring]")
     finding = doctor.check_io_uring(host)
     assert finding.state is State.WARNING
@@ -320,7 +334,7 @@ def test_other_agents(host: Host) -> None:
     assert finding.state is State.WARNING
     assert "10 (netprofiler)" in finding.text
     assert "and 2 more" in finding.text
-    assert doctor.check_other_agents(replace(host, user=1000)).state is State.UNKNOWN
+    assert doctor.check_other_agents(ordinary(host)).state is State.UNKNOWN
 
 
 def test_what_is_not_needed_is_never_missing(host: Host) -> None:
@@ -378,6 +392,7 @@ def test_names_are_unique() -> None:
 def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs to its end, and says what it could not look at."""
     monkeypatch.setattr(doctor, "Host", lambda: Host(user=1000))
+    monkeypatch.setattr(Host, "capabilities", 0)
     assert main(["doctor"]) == 3
     out = capsys.readouterr().out
     assert "not looked at" in out

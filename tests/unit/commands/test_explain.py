@@ -400,6 +400,7 @@ def test_bad_usage(arguments: list[str], status: int, text: str, capsys: pytest.
 
 def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("netprofiler.commands.explain.effective", frozenset)
     assert main(["explain", "1"]) == 3
     assert "sudo" in capsys.readouterr().err
 
