@@ -587,8 +587,8 @@ def run_machine(machine: Machine, tests: Sequence[str], seconds: float) -> Path 
     counts = outcomes(directory / "tests.xml")
     told = ", ".join(f"{subject} {passed} of {ran}" for subject, (passed, ran) in counts.items())
     status = (directory / "status").read_text().strip()
-    whole = "" if status == "0" else f", pytest's exit status {status}"
-    say(f"{machine.name}: {(directory / 'release').read_text().strip()}: {told}; {took:.0f} s{whole}")
+    failed = "" if status == "0" else f", pytest's exit status {status}"
+    say(f"{machine.name}: {(directory / 'release').read_text().strip()}: {told}; {took:.0f} s{failed}")
     return directory
 
 
