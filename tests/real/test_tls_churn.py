@@ -13,7 +13,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +95,9 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
     binary = go_programs.build(go_programs.CHOSEN[-1], "plain")
     [curl] = require("curl")
     body = pattern(13, "/bytes/13")
-    curls: dict[int, str] = {}
+    # By pid, of which a machine has some 32,000: in ten minutes they come around.
+    curls: defaultdict[int, set[str]] = defaultdict(set)
+    asked_by_curl: list[str] = []
     go_clients: set[int] = set()
     running: list[tuple[subprocess.Popen[bytes], Path | None]] = []
     samples: list[Sample] = []
@@ -139,7 +141,8 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
             running.append((process, copy))
             targets.append(target)
             if copy is None:
-                curls[process.pid] = target
+                curls[process.pid].add(target)
+                asked_by_curl.append(target)
             else:
                 go_clients.add(process.pid)
             reap(wait=False)
@@ -149,7 +152,7 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
         late = time.monotonic() - begin - seconds
         assert late < 2, f"the programs did not keep up: {late:.1f} s late"
         server_told = server.truth(len(targets))
-        agent.wait_for_records(2 * len(targets) + 2 * len(curls), seconds=10)
+        agent.wait_for_records(2 * len(targets) + 2 * len(asked_by_curl), seconds=10)
         if seconds > 4 * LINGER_SECONDS:
             time.sleep(LINGER_SECONDS + 5)
         after = sample(agent, time.monotonic() - begin)
@@ -158,9 +161,9 @@ def check_churn(directory: Path, capsys: pytest.CaptureFixture[str], seconds: fl
     assert Counter(t.target for t in server_told) == Counter(targets)
     truth = [Truth("GET", target, 200, len(body), 0, body.decode()) for target in targets]
     assert_equal_to_truth(agent.records, truth, "server", pids={server_pid})
-    by_curl = [Truth("GET", target, 200, len(body), 0, body.decode()) for target in curls.values()]
+    by_curl = [Truth("GET", target, 200, len(body), 0, body.decode()) for target in asked_by_curl]
     at_curl = assert_equal_to_truth(agent.records, by_curl, "client", pids=curls)
-    assert all(e.request["url"] == curls[e.request["pid"]] for e in at_curl), "the request of another curl"
+    assert all(e.request["url"] in curls[e.request["pid"]] for e in at_curl), "the request of another curl"
     # Of a file that nobody has seen before, a program of a few milliseconds may be missed; what is there is right.
     by_go = [r for r in agent.records if r["pid"] in go_clients]
     assert all(
