@@ -293,14 +293,3 @@ def test_examples_are_records() -> None:
 
 def test_the_keys_are_the_schemas() -> None:
     assert documented_keys() == list(json.loads(SCHEMA.read_text())["properties"])
-
-
-def test_nothing_that_is_not_there_is_shown_as_working() -> None:
-    """Options of later versions may be named only where it says so."""
-    later = ("--max-cpu",)
-    for path in PAGES:
-        text = path.read_text()
-        if path.name == "cli.md":
-            text = text.replace(section(text, "## Not there yet"), "")
-        for name in later:
-            assert not re.search(rf"(?<![\w-]){name}\b", text), (path.name, name)
