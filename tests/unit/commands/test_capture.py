@@ -255,7 +255,7 @@ def test_command_runs_only_when_it_is_released(tmp_path: Path) -> None:
 
 
 def test_command_does_not_run_when_the_capture_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_filters: object, *, tls: bool, tally: object) -> None:
+    def fail(_filters: object, **_options: object) -> None:
         raise CommandError("no BPF here", 3)
 
     monkeypatch.setattr(capture_module, "KernelSource", fail)
