@@ -363,6 +363,7 @@ def check_kills(directory: Path, kills: int) -> None:
             if turn % 3 == 0:  # what a write that was interrupted leaves behind
                 with agent.log.open("ab") as log:
                     log.write(b'{"timestamp":"2026-11-21T04:18:24.1')
+                give(agent.log)
             assert load.goes_on(), "the target does not go on"
             assert wait_until(functools.partial(are_gone, held), 20), "objects are left"
         with running(directory, "--port", load.port) as agent:
