@@ -40,6 +40,7 @@ PROPER: dict[str, tuple[str, str, str, Any]] = {
     "mask": ("homes", "homes", "addresses", ("addresses",)),
     "rotate-size": ("4096", "8K", "1M", 1048576),
     "rotate-age": ("1", "2", "3.5", 3.5),
+    "max-cpu": ("10", "20", "12.5", 12.5),
     "rotate-keep": ("1", "2", "3", 3),
     "rotate-compression": ("none", "zstd", "gzip", "gzip"),
     "encrypt-to": ("a", "b", "c", ("c",)),
@@ -163,6 +164,8 @@ def test_switches(option: Option, tmp_path: Path) -> None:
         ("mask", "names", "addresses or homes"),
         ("rotate-size", "100", "number of bytes"),
         ("rotate-age", "daily", "number of seconds"),
+        ("max-cpu", "0", "number of percent, more than 0"),
+        ("max-cpu", "nan", "number of percent, more than 0"),
         ("rotate-keep", "-1", "whole number from 0"),
         ("rotate-compression", "xz", "zstd, gzip or none"),
         ("pid", "x", "whole number from 1"),
@@ -306,6 +309,7 @@ def test_output_path() -> None:
 
 def test_output_and_no_output_exclude_each_other(tmp_path: Path) -> None:
     assert "--no-output" in refusal("--output", "x", "--no-output")
+    assert "--max-cpu" in refusal("--max-cpu", "10", "--no-output")
     assert "--no-output" in refusal("--config", write(tmp_path, "output = 'x'\nno-output = true"))
 
 

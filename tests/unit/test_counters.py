@@ -48,7 +48,7 @@ def test_the_kernel_side_adds_its_rows() -> None:
 def test_records() -> None:
     assert make_ledger(filled(), None)["records"] == {
         "made": 9,
-        "rows": {"written": 5, "output_failed": 3, "not_wanted": 1},
+        "rows": {"written": 5, "output_failed": 3, "not_wanted": 1, "budget": 0},
     }
 
 

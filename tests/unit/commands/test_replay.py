@@ -56,7 +56,7 @@ def test_several_files(capsys: pytest.CaptureFixture[str], recording: Path, pack
     book = json.loads(ledger.read_text())
     assert sum(book["bytes"]["rows"].values()) == book["bytes"]["total"]
     assert book["bytes"]["rows"]["pending"] == 0
-    assert book["records"] == {"made": 28, "rows": {"written": 28, "output_failed": 0, "not_wanted": 0}}
+    assert book["records"] == {"made": 28, "rows": {"written": 28, "output_failed": 0, "not_wanted": 0, "budget": 0}}
 
 
 def test_records_of_a_packet_capture_know_no_process(capsys: pytest.CaptureFixture[str], packets: Path) -> None:
