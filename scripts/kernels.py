@@ -39,6 +39,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = ROOT / "build" / "kernels"
 INSIDE: Final = Path("/netprofiler")
 """Where this checkout is in a machine."""
+LAUNCHER: Final = f"#!{INSIDE}/.venv/bin/python\nfrom netprofiler.__main__ import main\nraise SystemExit(main())\n"
 LOCK: Final = ROOT / "requirements-dev.lock"
 
 MEMORY_MB: Final = 4096
@@ -333,7 +334,7 @@ def python_layer(suite: str, architecture: str) -> Path:
     """.venv for the user land's Python, made without running it."""
     version = PYTHONS[suite]
     requirements = locked(needed_distributions())
-    layer = BUILD / f"python-{version}-{architecture}-{hashed(requirements, 'x2')}.cpio"
+    layer = BUILD / f"python-{version}-{architecture}-{hashed(requirements, LAUNCHER)}.cpio"
     if not layer.exists():
         say(f"Python {version} for {architecture}")
         directory = layer.with_suffix("")
@@ -367,7 +368,7 @@ def python_layer(suite: str, architecture: str) -> Path:
         (packages / "netprofiler.pth").write_text(f"{INSIDE}\n")
         (venv / "bin" / "python").symlink_to("/usr/bin/python3")
         command = venv / "bin" / "netprofiler"
-        command.write_text(f"#!{INSIDE}/.venv/bin/python\nfrom netprofiler.__main__ import main\nmain()\n")
+        command.write_text(LAUNCHER)
         command.chmod(0o755)
         pack(directory, layer)
     return layer
