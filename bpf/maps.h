@@ -462,6 +462,54 @@ static __always_inline void give_back(const struct place *place) {
 	}
 }
 
+/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. Returns 0 when none is free. */
+static __always_inline int take_place(struct place *place) {
+	u32 cpu = bpf_get_smp_processor_id(), i;
+	struct workspaces *all = workspaces.lookup(&cpu);
+
+	if (!all)
+		return 0;
+#pragma unroll
+	for (i = 1; i < PLACES; i++) {
+		lock_xadd(&all->taken[i], 1);
+		if (*(volatile u64 *)&all->taken[i] == 1) {
+			all->owner[i] = bpf_get_current_pid_tgid();
+			return find_place(place);
+		}
+		lock_xadd(&all->taken[i], -1);
+	}
+	return 0;
+}
+
+/* The place of a program behind a tracepoint, until `end_work`, or until another program that it calls gives it back. Before
+ * Linux 7 the first, for it runs with preemption off; since then (tracepoint_srcu) it can be preempted like one behind a probe. */
+static __always_inline int begin_work(struct place *place) {
+#ifdef PREEMPTIBLE
+	return take_place(place);
+#else
+	place->w = find_workspace();
+	place->ledger = find_ledger();
+	return place->w && place->ledger;
+#endif
+}
+
+static __always_inline void end_work(const struct place *place) {
+#ifdef PREEMPTIBLE
+	give_back(place);
+#endif
+}
+
+/* There was none: lost. */
+static __always_inline void count_crowded(u32 bytes) {
+	u32 zero = 0;
+	struct tls_counters *counters = tls_counts.lookup(&zero);
+
+	if (counters) {
+		lock_xadd(&counters->crowded, 1);
+		lock_xadd(&counters->crowded_bytes, bytes);
+	}
+}
+
 static __always_inline void account(struct ledger *ledger, u32 row, u32 calls, u32 bytes) {
 	ledger->rows[row].calls += calls;
 	ledger->rows[row].bytes += bytes;

@@ -221,23 +221,27 @@ static __always_inline u32 find_skipped(void *sk, struct connection *connection,
 static __always_inline void settle_peer(void *sk, const struct connection *connection) {
 	void *peer = (void *)LOAD_U64(AS(sk, unix_sock), OFFSET_unix_sock__peer);
 	struct moved moved = {.inode = connection->peer};
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
 	struct connection *other;
+	struct place place = {};
 
 	if (!connection->fresh || !moved.inode || LOAD_U64(AS(peer, tcp_sock), OFFSET_sock__sk_socket))
 		return;
 	other = connections.lookup(&moved.inode);
-	if (!other || !other->fresh || other->sk != peer || !other->owner || !w || !ledger)
+	if (!other || !other->fresh || other->sk != peer || !other->owner)
 		return;
 	moved.skipped = connection->count[DIRECTION_SEND] - other->count[DIRECTION_RECV];
 	if ((int)moved.skipped <= 0)
 		return;
-	account(ledger, ROW_TOTAL, 1, moved.skipped);
-	w->call.time_ns = bpf_ktime_get_ns();
-	w->call.pid = other->owner;
-	w->call.tid = other->owner;
-	take_skipped(w, ledger, other, &moved);
+	if (!begin_work(&place)) {
+		count_crowded(moved.skipped);
+		return;
+	}
+	account(place.ledger, ROW_TOTAL, 1, moved.skipped);
+	place.w->call.time_ns = bpf_ktime_get_ns();
+	place.w->call.pid = other->owner;
+	place.w->call.tid = other->owner;
+	take_skipped(place.w, place.ledger, other, &moved);
+	end_work(&place);
 }
 
 /* UNIX: what is to be told before this call. Returns what was skipped. */

@@ -956,10 +956,8 @@ static __always_inline void account_all(struct ledger *ledger, u32 row, const st
 }
 
 /* Ends by calling another program, or when all is accounted for. */
-static __always_inline void take_call(void *ctx, const struct shape *shape, const struct moved *moved,
-				      struct connection *connection) {
-	struct workspace *w = find_workspace();
-	struct ledger *ledger = find_ledger();
+static __always_inline void take_call_in(void *ctx, const struct shape *shape, const struct moved *moved,
+					 struct connection *connection, struct workspace *w, struct ledger *ledger) {
 	struct call *call;
 	u8 direction = shape->direction;
 	u32 kind = shape->kind, result = moved->bytes;
@@ -969,8 +967,6 @@ static __always_inline void take_call(void *ctx, const struct shape *shape, cons
 	if (TLS_PROBES && !connection->library && result > 0 &&
 	    (connection->verdict == VERDICT_TLS || connection->verdict == VERDICT_UNDECIDED))
 		note_socket(moved->registers, moved->pid, LOAD_U32(moved->task, OFFSET_task_struct__pid), inode);
-	if (!w || !ledger)
-		return;
 	call = &w->call;
 	account_all(ledger, ROW_TOTAL, moved);
 #ifdef FILTER_PROCESS
@@ -1030,6 +1026,18 @@ static __always_inline void take_call(void *ctx, const struct shape *shape, cons
 	call->count = moved->segments;
 	programs.call(ctx, is_http(connection) ? PROGRAM_HTTP : PROGRAM_JUDGE);
 	account(ledger, ROW_LOST, 1, result); /* the call above does not come back */
+}
+
+static __always_inline void take_call(void *ctx, const struct shape *shape, const struct moved *moved,
+				      struct connection *connection) {
+	struct place place = {};
+
+	if (!begin_work(&place)) {
+		count_crowded(moved->bytes + SKIPPED(moved));
+		return;
+	}
+	take_call_in(ctx, shape, moved, connection, place.w, place.ledger);
+	end_work(&place);
 }
 
 /* --- the end of a TCP connection ----------------------------------------------------------------------------------- */

@@ -99,27 +99,6 @@ static __always_inline void count_found(u32 way) {
 		lock_xadd(&counters->found[way], 1);
 }
 
-/* --- places to work in ---------------------------------------------------------------------------------------------- */
-
-/* Taken only by who finds itself alone: whoever preempts it between adding and looking is not. Returns 0 when none is free. */
-static __always_inline int take_place(struct place *place) {
-	u32 cpu = bpf_get_smp_processor_id(), i;
-	struct workspaces *all = workspaces.lookup(&cpu);
-
-	if (!all)
-		return 0;
-#pragma unroll
-	for (i = 1; i < PLACES; i++) {
-		lock_xadd(&all->taken[i], 1);
-		if (*(volatile u64 *)&all->taken[i] == 1) {
-			all->owner[i] = bpf_get_current_pid_tgid();
-			return find_place(place);
-		}
-		lock_xadd(&all->taken[i], -1);
-	}
-	return 0;
-}
-
 /* --- which socket -------------------------------------------------------------------------------------------------- */
 
 /* The descriptor's socket, remembered as a connection. */

@@ -109,6 +109,8 @@ CONTROL_SKIP: Final = (2, 4)
 CONTROL_TALLY: Final = 8
 
 PROBE: Final = "on_probe"
+PREEMPTIBLE_SINCE: Final = (7, 0)
+"""From here on programs behind tracepoints can be preempted (include/linux/tracepoint.h: tracepoint_srcu)."""
 PROBE_INDEX: Final = 4
 """bpf/maps.h: PROGRAM_PROBE."""
 
@@ -291,6 +293,10 @@ def put_functions(made: bpf.Object, functions: Sequence[int | None]) -> bpf.Obje
     return replace(made, programs=programs)
 
 
+def _version() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+
+
 def _new_inodes() -> tuple[int, dict[int, int]]:
     """From which inode number on sockets are new, and the batches that the CPUs have begun before: batch → the first number of
     it that is new.
@@ -376,6 +382,8 @@ class KernelSource:
         self._way = find_way() if tls else Way.MULTI
         if self._way is Way.JUMPS:
             flags.append("-DNO_COOKIES")
+        if _version() >= PREEMPTIBLE_SINCE:
+            flags.append("-DPREEMPTIBLE")
         self._follows_forks = bool(filters.pids or filters.exclude_pids)
         self._links: dict[bytes, int] = {}
         best = SOCKET_EVENTS if has_socket_events else DIRECT_READS if features.has_current_task() else COPIED_READS

@@ -21,7 +21,7 @@ import pytest
 
 from netprofiler import wire
 from netprofiler.errors import CommandError
-from netprofiler.sources import bpf, features
+from netprofiler.sources import bpf, features, kernel
 from netprofiler.sources.compiler import ObjectCache, compile_object
 from netprofiler.sources.kernel import (
     AGENT_PID_MARKER,
@@ -128,9 +128,9 @@ def capture(source: KernelSource) -> list[wire.Event]:
     return events
 
 
-def test_all_ways_to_compile_give_the_same() -> None:
+def test_all_ways_to_compile_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side on the same traffic: seen by the sockets or as calls leave the kernel, read by plain loads or by
-    bpf_probe_read_kernel.
+    bpf_probe_read_kernel; and once as on Linux 7, where programs behind tracepoints can be preempted.
     """
     names: list[set[str]] = []
     seen: list[list[wire.Event]] = []
@@ -142,6 +142,8 @@ def test_all_ways_to_compile_give_the_same() -> None:
             version = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
             best = SOCKET_EVENTS if version >= (6, 3) else DIRECT_READS if version >= (5, 11) else COPIED_READS
             assert [source.variant for source in sources] == [max(way, best) for way in range(len(VARIANTS))]
+            monkeypatch.setattr(kernel, "PREEMPTIBLE_SINCE", (0, 0))
+            sources.append(KernelSource(filters))
             for source in sources:
                 source.attach()
             for size in (0, 10, 5_000, 100_000):
