@@ -66,11 +66,11 @@ static __always_inline u64 anew(struct workspace *w, u64 value) {
 
 /* What a head says of its message. Offsets are of the byte behind; 0: there is none. */
 struct framing {
-	u64 line;   /* first line */
-	u64 end;    /* head */
+	u64 line; /* first line */
+	u64 end; /* head */
 	u64 length; /* "Content-Length:" */
-	u64 host;   /* "Host:" */
-	u64 odd;    /* something that is not for us to understand */
+	u64 host; /* "Host:" */
+	u64 odd; /* something that is not for us to understand */
 };
 
 /* Of what is in the payload. What a line is is told without branches, of which the verifier would follow each. */
