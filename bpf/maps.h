@@ -167,7 +167,7 @@ struct workspaces {
 };
 BPF_TABLE("array", u32, struct workspaces, workspaces, CPUS);
 BPF_TABLE("array", u32, struct ledger, ledgers, CPUS *PLACES);
-/* The three programs behind sys_exit. They stand behind the probes, too: loaded again, as programs of that type, with
+/* The programs behind what sees a call. They stand behind the probes, too: loaded again, as programs of that type, with
  * `probe_programs` in place of `programs` (sources/kernel.py), because a prog array holds one type only. */
 BPF_PROG_ARRAY(programs, 4);
 BPF_PROG_ARRAY(probe_programs, 5);

@@ -297,6 +297,15 @@ static __always_inline void first_segment(struct call *call) {
 	}
 }
 
+/* To its first segment with bytes: most calls have one; some begin with an empty one, or with the header of a message. */
+static __always_inline void first_bytes(struct call *call) {
+	first_segment(call);
+	if (!call->left)
+		next_segment(call);
+	if (!call->left)
+		next_segment(call);
+}
+
 /* Calls of many segments, or of more bytes than one piece. State is in the workspace, so that the verifier sees small
  * loops and the program can go on by calling itself. */
 static __always_inline void continue_long_call(void *ctx, struct workspace *w, struct ledger *ledger) {
@@ -450,6 +459,11 @@ static __always_inline u32 gather_prefix(struct call *call, u8 *text, u32 held) 
 		call->judged = have + wanted;
 	}
 	return call->judged;
+}
+
+/* How far a direction is: behind what was moved last. */
+static __always_inline u32 current_position(const struct connection *connection, u8 direction) {
+	return connection->tcp ? position_after(connection->sk, direction) : connection->count[direction & 1];
 }
 
 static __always_inline int is_http(const struct connection *connection) {
@@ -717,12 +731,7 @@ static __always_inline void deliver(void *ctx, struct workspace *w, struct ledge
 	}
 	call->after_loss = connection->lost & (1 << call->direction);
 	connection->lost &= ~(1 << call->direction);
-	first_segment(call);
-	/* Most calls have one segment with bytes; some begin with an empty one, or with the header of a message. */
-	if (!call->left)
-		next_segment(call);
-	if (!call->left)
-		next_segment(call);
+	first_bytes(call);
 	if (call->kind == KIND_NO_BYTES) {
 		reason = call->reason;
 		if (reason == REASON_SENDFILE && !call->probe)
@@ -1009,8 +1018,7 @@ static __always_inline void take_call_in(void *ctx, const struct shape *shape, c
 	if (!connection->owner && (!connection->based || !connection->fresh)) {
 		connection->based = 1;
 		connection->base[direction & 1] = call->first_position;
-		connection->base[!(direction & 1)] = connection->tcp ? position_after(connection->sk, !(direction & 1))
-								     : connection->count[!(direction & 1)];
+		connection->base[!(direction & 1)] = current_position(connection, !(direction & 1));
 	}
 
 	begin_call(call, inode, result, direction);

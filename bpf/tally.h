@@ -271,11 +271,7 @@ static __always_inline u64 take_start(struct workspace *w, u64 held) {
 	struct call *call = &w->call;
 	u64 size;
 
-	first_segment(call);
-	if (!call->left)
-		next_segment(call);
-	if (!call->left)
-		next_segment(call);
+	first_bytes(call);
 	size = call->left < call->total ? call->left : call->total;
 	if (size > HELD_BYTES)
 		size = HELD_BYTES;
@@ -295,7 +291,7 @@ static __always_inline u64 take_start(struct workspace *w, u64 held) {
 }
 
 /* A call in the direction of requests. Returns 0 when it is not for us. */
-static __always_inline int take_request(struct workspace *w, struct connection *connection, struct tally *t) {
+static __always_inline int take_request(struct workspace *w, struct tally *t) {
 	struct call *call = &w->call;
 	struct framing head = {};
 	u64 held = t->state == TALLY_PART ? t->record.length : 0, size, query, host_size = 0, hash;
@@ -502,7 +498,7 @@ static __always_inline void begin_exchanges(const struct call *call, const struc
 	u8 direction = call->direction & 1, other = !direction;
 
 	t->expected[direction] = call->first_position;
-	t->expected[other] = connection->tcp ? position_after(connection->sk, other) : connection->count[other];
+	t->expected[other] = current_position(connection, other);
 	t->state = TALLY_IDLE;
 }
 
@@ -557,15 +553,14 @@ static __always_inline int take_lock(struct tally *t) {
 }
 
 /* A call whose bytes come where the last ones ended. */
-static __always_inline int take_next(struct workspace *w, struct connection *connection, struct tally *t,
-				     int is_request) {
+static __always_inline int take_next(struct workspace *w, struct tally *t, int is_request) {
 	struct call *call = &w->call;
 
 	if (t->state >= TALLY_BODY && !is_request)
 		return take_body(call, t);
 	if (t->state == TALLY_LAST || call->kind == KIND_NO_BYTES)
 		return 0;
-	return is_request ? take_request(w, connection, t) : take_response(w, t);
+	return is_request ? take_request(w, t) : take_response(w, t);
 }
 
 /* Where no side is known, the first to speak is the client. */
@@ -595,7 +590,7 @@ static __always_inline int follow(struct workspace *w, struct ledger *ledger, st
 		return 1;
 	}
 	if (call->pid != t->place.pid || call->first_position != t->expected[direction] ||
-	    !take_next(w, connection, t, direction == t->request_direction)) {
+	    !take_next(w, t, direction == t->request_direction)) {
 		forget_boundaries(t);
 		return 0;
 	}
@@ -626,7 +621,7 @@ static __always_inline int take_exchange(struct workspace *w, struct ledger *led
 		give(w, ledger, connection, t);
 		return 0;
 	}
-	if (follows && take_next(w, connection, t, is_request)) {
+	if (follows && take_next(w, t, is_request)) {
 		t->expected[direction] += call->total;
 		account(ledger, ROW_SUMMED, 1, call->total);
 		if (t->state >= TALLY_BODY && !t->left)

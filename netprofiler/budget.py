@@ -1,6 +1,6 @@
 """How many of the connections the log is kept of, so that the agent stays within a share of a CPU (`--max-cpu`).
 
-Contract: `Budget.update(now_ns, cpu_ns)` is told the time and the CPU time that the agent has used in all, about once a second,
+Contract: `Budget.update(now_ns, cpu_ns)` is told the time and the CPU time that the agent has used in all, every now and then,
 and gives the shares to keep: of 0 to SHARES - 1, into which connections are divided by `share_of`, those below that number are
 logged. Both ends of a connection have the same share, as the kernel side finds it, too (bpf/tally.h). No clock is read here.
 """

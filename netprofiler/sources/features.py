@@ -74,20 +74,12 @@ def knows_uprobe_multi() -> bool:
 
 def has_cookies() -> bool | None:
     """Linux 5.15 and later: a program behind a probe can ask which one it was."""
-    try:
-        os.close(bpf.load_program(bpf.PROG_TYPE_KPROBE, _ASK_COOKIE))
-    except OSError as error:
-        return _answer(error)
-    return True
+    return _loads(bpf.PROG_TYPE_KPROBE, _ASK_COOKIE)
 
 
 def has_current_task() -> bool | None:
     """Linux 5.11 and later: a program can ask for its task as something whose type the verifier knows."""
-    try:
-        os.close(bpf.load_program(bpf.PROG_TYPE_RAW_TRACEPOINT, _ASK_TASK))
-    except OSError as error:
-        return _answer(error)
-    return True
+    return _loads(bpf.PROG_TYPE_RAW_TRACEPOINT, _ASK_TASK)
 
 
 def has_uprobe_events() -> bool | None:
@@ -102,6 +94,14 @@ def has_uprobe_events() -> bool | None:
             os.close(bpf.open_uprobe_event(f"/proc/self/fd/{file}", 0))
         except OSError as error:
             return _answer(error)
+    return True
+
+
+def _loads(program_type: int, code: bytes) -> bool | None:
+    try:
+        os.close(bpf.load_program(program_type, code))
+    except OSError as error:
+        return _answer(error)
     return True
 
 

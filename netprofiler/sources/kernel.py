@@ -324,8 +324,8 @@ def _inode_of_a_socket() -> int:
 
 class KernelSource:
     """`tls`: load what stands behind probes, too. `tally`: have exchanges added up in the kernel, where it can (`tallies`), by
-    duration, of which these are the bounds in ns; `is_budgeted`: those of connections that are not to be kept (`Keep`). `variant`: the first of VARIANTS to be tried; others than the best are for
-    comparing. `cached`: what was compiled before is used, and what is compiled now is kept; False is for finding out whether
+    duration, of which these are the bounds in ns; `is_budgeted`: those of connections that are not to be kept (`Keep`).
+    `variant`: the first of VARIANTS to be tried; others than the best are for comparing. `cached`: what was compiled before is used, and what is compiled now is kept; False is for finding out whether
     it compiles.
     """
 

@@ -4,6 +4,7 @@ each message; written down by hand for what is simple, made up at random for the
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -313,16 +314,9 @@ def test_what_is_not_simple_is_parsed_and_counted_once_with_simple_exchanges_bef
     before = sum(counts(counting.agree(), SERVER, "/odd").values())
     talk = Talk()
     for steps in (SIMPLE, SIMPLE, ODD[kind], ODD[kind], SIMPLE, SIMPLE):
-        run = 0
-        while run < len(steps):
-            # What one end says in several calls may be there before the other listens.
-            who = steps[run][0]
-            said = [text for other, text in steps[run:] if other == who][: 1 if len(steps) == 2 else None]
-            same = 0
-            while run + same < len(steps) and steps[run + same][0] == who:
-                same += 1
-            talk.say(who, *(text for _, text in steps[run : run + same]), together=len(said) > 1)
-            run += same
+        for who, turn in itertools.groupby(steps, key=lambda step: step[0]):
+            # What one end says in several calls is there before the other listens.
+            talk.say(who, *(text for _, text in turn), together=True)
         time.sleep(0.1)  # by now it may have been given back
     talk.close()
     numbers = counting.agree()
